@@ -1,0 +1,430 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Every byte that programs and controller share. src/abi/layout.gen.ts is generated from the BTF of
+ * this file, and its hash is part of the pin path: a change here makes new tables.
+ *
+ * Byte order: __be16/__be32 and addresses are network order, everything else host order.
+ * Times: a tick is 2^TICK_SHIFT ns of CLOCK_MONOTONIC.
+ */
+#ifndef LASTHOP_ABI_H
+#define LASTHOP_ABI_H
+
+#include <linux/types.h>
+
+#define ABI_VERSION 1
+#define TICK_SHIFT  28 /* 0.268 s; 32 bits of it last 36 years */
+
+#define LAST_HOP_INDEX_BITS 20
+#define LAST_HOP_INDEX_MASK ((1U << LAST_HOP_INDEX_BITS) - 1)
+/* Index parts of an alias that name no record: the device is down. */
+#define LAST_HOP_ROUTE LAST_HOP_INDEX_MASK	 /* pass to the VM's own choice */
+#define LAST_HOP_DROP  (LAST_HOP_INDEX_MASK - 1) /* drop, asked for by the operator */
+
+#define FLOWS_MAX      1048576
+#define EMBRYOS_MAX    65536
+#define LAST_HOPS_MAX  65536
+#define INTERFACES_MAX 1024
+#define VMS_MAX	       16384
+#define FRAGMENTS_MAX  16384
+#define TRACES_MAX     64
+#define EVENTS_BYTES   (1 << 20)
+
+enum role {
+	ROLE_NONE,
+	ROLE_UPLINK, /* towards devices */
+	ROLE_TAP,    /* towards a VM */
+	ROLE_BRIDGE, /* not attached: the bridge of attached taps, as a routed host's lookup names
+			it */
+};
+
+enum policy {
+	POLICY_ENFORCE,
+	POLICY_OBSERVE, /* count what would change, change nothing */
+	POLICY_OFF,	/* the guest does its own per-connection routing */
+};
+
+enum hook {
+	HOOK_NONE,
+	HOOK_XDP_NATIVE,
+	HOOK_XDP_GENERIC,
+	HOOK_TCX,
+	HOOK_CLSACT,
+};
+
+enum interface_flag {
+	INTERFACE_PORT_BLOCKED = 1 << 0,  /* bridge port that does not forward: learns nothing */
+	INTERFACE_LEARN_DEVICES = 1 << 1, /* only last hops that the controller made */
+	INTERFACE_RELEARN_NEVER = 1 << 2,
+	INTERFACE_PICKUP_NO = 1 << 3,  /* no flow from the middle of a connection */
+	INTERFACE_QDISC_OURS = 1 << 4, /* clsact was not there before us: detach removes it */
+};
+
+/* A flow's life. TCP walks through all of them, the others through NEW, REPLIED, ESTABLISHED. */
+enum flow_state {
+	FLOW_NEW,	  /* a request was seen */
+	FLOW_SYN,	  /* TCP SYN, SCTP INIT */
+	FLOW_SYN_ACK,	  /* the VM answered it */
+	FLOW_REPLIED,	  /* the VM replied, no further request yet */
+	FLOW_ESTABLISHED, /* both directions proven */
+	FLOW_HALF_CLOSED, /* one FIN seen */
+	FLOW_CLOSED,	  /* both FINs, an RST, an ABORT */
+	FLOW_PROVISIONAL, /* local origin by UDP: short-lived, never renewed once answered */
+	FLOW_STATES,
+};
+
+enum flow_flag {
+	FLOW_LOCAL_ORIGIN = 1 << 0, /* the VM opened it: its own route stands */
+	FLOW_PICKUP = 1 << 1,	    /* learned in the middle of a connection */
+	FLOW_FIN_REMOTE = 1 << 2,
+	FLOW_FIN_LOCAL = 1 << 3,
+	FLOW_ANSWERED = 1 << 4, /* local origin only: the remote side answered */
+};
+
+enum timeout {
+	TIMEOUT_SYN,
+	TIMEOUT_TCP,
+	TIMEOUT_CLOSED,
+	TIMEOUT_UDP,
+	TIMEOUT_UDP_PROVISIONAL,
+	TIMEOUT_ICMP,
+	TIMEOUT_SCTP,
+	TIMEOUTS,
+};
+
+enum last_hop_kind {
+	LAST_HOP_NONE,
+	LAST_HOP_ETHERNET,
+};
+
+enum origin {
+	ORIGIN_LEARNED, /* by the hot path */
+	ORIGIN_MANUAL,
+	ORIGIN_CONFIG,
+};
+
+/* Why a packet left a program as it did. Each packet counts once. */
+enum reason {
+	/* either hook: pass */
+	REASON_BYPASS,
+	REASON_NOT_ATTACHED,
+	REASON_NOT_IP,
+	REASON_MALFORMED,
+	REASON_VLAN_DEPTH,
+	REASON_EXTENSION_HEADERS,
+	REASON_PROTOCOL,
+	REASON_MULTICAST,
+	REASON_FRAGMENT,
+	REASON_ERROR,
+	/* uplink: pass, after */
+	REASON_LEARN,
+	REASON_REFRESH,
+	REASON_RELEARN,
+	REASON_PROMOTE,
+	REASON_RESTART,
+	REASON_ANSWER,
+	REASON_QUOTED,
+	/* uplink: pass, nothing learned because */
+	REASON_NOT_REQUEST,
+	REASON_NOT_FOR_VM,
+	REASON_FOR_HOST,
+	REASON_SOURCE_MAC,
+	REASON_SOURCE_VM,
+	REASON_PORT_BLOCKED,
+	REASON_OTHER_VM,
+	REASON_RELEARN_OFF,
+	REASON_PICKUP_OFF,
+	REASON_UNKNOWN_DEVICE,
+	REASON_LAST_HOP_BUDGET,
+	/* tap: redirect or drop */
+	REASON_REDIRECT,
+	REASON_DEVICE_DROP,
+	/* tap: pass because */
+	REASON_OFF,
+	REASON_NO_FLOW,
+	REASON_LOCAL_ORIGIN,
+	REASON_OBSERVE_CHANGE,
+	REASON_OBSERVE_SAME,
+	REASON_VM_MISMATCH,
+	REASON_VM_BUDGET,
+	REASON_STALE_LAST_HOP,
+	REASON_DEVICE_DOWN,
+	REASON_INTERFACE_GONE,
+	REASON_TTL,
+	REASON_HAIRPIN,
+	REASONS,
+};
+
+enum verdict {
+	VERDICT_PASS,
+	VERDICT_REDIRECT,
+	VERDICT_DROP,
+};
+
+/* flows4, embryos4: role-normalised, local is the VM's side. ICMP echo has the identifier as the
+ * opener's port and 0 as the other. */
+struct flow4_key {
+	__be32 local;
+	__be32 remote;
+	__be16 local_port;
+	__be16 remote_port;
+	__u16 zone;
+	__u8 proto;
+	__u8 reserved;
+};
+
+/* flows6, embryos6 */
+struct flow6_key {
+	__u8 local[16];
+	__u8 remote[16];
+	__be16 local_port;
+	__be16 remote_port;
+	__u16 zone;
+	__u8 proto;
+	__u8 reserved;
+};
+
+struct flow {
+	__u32 last_hop;	 /* generation << LAST_HOP_INDEX_BITS | index; 0 for local origin */
+	__u32 last_seen; /* ticks */
+	__u32 vm;	 /* id of the VM that replied first, 0 before */
+	__u8 state;	 /* enum flow_state */
+	__u8 flags;	 /* enum flow_flag */
+	__u16 reserved;
+};
+
+struct embryo {
+	struct flow flow;
+	__u32 vm_isn;  /* initial sequence number of the VM's SYN-ACK */
+	__u32 vm_next; /* what follows the last sequence number that the VM sent */
+};
+
+struct vlan_tag {
+	__be16 proto; /* ETH_P_8021Q or ETH_P_8021AD; 0 for none */
+	__u16 vid;    /* 12 bits: priority may change from packet to packet */
+};
+
+/* last_hops: index -> record, immutable once its alias names it */
+struct last_hop {
+	__u8 kind;	  /* enum last_hop_kind */
+	__u8 origin;	  /* enum origin */
+	__u16 generation; /* 12 bits, never 0 once used */
+	__u32 ifindex;
+	__u32 slot;		 /* of the interface */
+	__u8 mac[6];		 /* the reply's destination */
+	__u8 source_mac[6];	 /* the reply's source when the host routes */
+	struct vlan_tag tags[2]; /* outer first */
+	__u32 created;		 /* ticks */
+	__u8 reserved[28];	 /* tunnel key and label stack */
+};
+
+/* last_hop_index: what a frame shows -> index */
+struct last_hop_key {
+	__u32 ifindex;
+	__u8 mac[6];
+	__u16 reserved;
+	struct vlan_tag tags[2];
+};
+
+/* last_hop_stats: per CPU, by index. A GSO frame counts once. */
+struct last_hop_stats {
+	__u64 request_packets;
+	__u64 request_bytes;
+	__u64 reply_packets;
+	__u64 reply_bytes;
+	__u32 last_seen; /* ticks */
+	__u32 reserved;
+};
+
+/* verdicts: per CPU, slot * REASONS + reason */
+struct verdict_count {
+	__u64 packets;
+	__u64 bytes;
+};
+
+#define NEAR_INTERFACES 4096 /* a power of two */
+
+/*
+ * interfaces: ifindex -> and near_interfaces: ifindex % NEAR_INTERFACES ->. An array costs 2 ns and
+ * a hash 29, so the hot path looks in the array first; of two interfaces that meet in a cell one is
+ * found only in the hash.
+ */
+struct interface {
+	__u32 slot; /* 1..INTERFACES_MAX-1: row of verdicts, cell of egress_devices and budgets */
+	__u32 l3_ifindex; /* where the host's IP stack sees its packets: the bridge, or itself */
+	__u16 zone;
+	__u8 role;
+	__u8 policy;
+	__u8 flags;
+	__u8 hook;
+	__u8 mac[6];	  /* its own */
+	__u8 host_mac[6]; /* of l3_ifindex */
+	__u16 reserved;
+	char name[16]; /* when attached */
+	__u32 prog_id;
+	__u32 ifindex; /* tells in near_interfaces whose cell it is */
+};
+
+/* budgets: slot -> what the hot path may still create on its own */
+struct budget {
+	__u32 last_hops;
+	__u32 last_hops_max;
+	__u32 vms;
+	__u32 vms_max;
+};
+
+struct vm_key {
+	__u16 zone;
+	__u8 mac[6];
+};
+
+struct vm {
+	__u32 id;	 /* never reused while the tables live */
+	__u32 ifindex;	 /* its tap */
+	__u32 last_seen; /* ticks, when it came to this tap */
+	__u8 origin;	 /* enum origin */
+	__u8 reserved[3];
+};
+
+/* taps: slot -> the VM that was first seen on it, so that its frames need not look in vms. Whole
+ * once vm is set, and never rewritten while vm is set. */
+struct tap {
+	__u8 mac[6];
+	__u16 reserved;
+	__u32 claimed;
+	__u32 vm; /* its id */
+};
+
+struct fragment_key {
+	__u8 source[16]; /* IPv4: the first 4 bytes, rest 0 */
+	__u8 destination[16];
+	__u32 id; /* as in the packet */
+	__u16 zone;
+	__u8 proto;
+	__u8 family; /* 4 or 6 */
+};
+
+struct fragment {
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 seen; /* ticks */
+};
+
+/* control[0]. Only the controller writes it, and whole: what programs count is in allocations. */
+struct control {
+	__u64 netns_inode;
+	__u32 bypass;
+	__u32 traces; /* number of keys in traces */
+	/* ticks = (jiffies - jiffies_base) * jiffies_mult >> 32: reading the clock costs 20 ns,
+	 * jiffies cost 1. While jiffies_mult is 0 the clock is read. */
+	__u64 jiffies_base;
+	__u32 jiffies_mult;
+	__u32 timeouts[TIMEOUTS]; /* ticks */
+};
+
+/* allocations[0]. Only programs write it. */
+struct allocations {
+	__u32 last_hops;  /* indices ever used: those above are fresh */
+	__u32 vms;	  /* ids given out */
+	__u32 trace_lost; /* events that found the ring full */
+	__u32 reserved;
+};
+
+/* Answer of read_clock: both at the same moment. */
+struct clock {
+	__u64 jiffies;
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+};
+
+enum event_kind {
+	EVENT_TRACE,
+};
+
+/* events */
+struct event {
+	__u64 time_ns;	      /* CLOCK_MONOTONIC */
+	struct flow6_key key; /* IPv4 addresses as ::ffff:a.b.c.d */
+	__u32 trace;	      /* value in traces */
+	__u32 ifindex;
+	__u32 out_ifindex; /* 0 when passed */
+	__u32 last_hop;	   /* the flow's, 0 for none */
+	__u32 length_bytes;
+	__u8 kind; /* enum event_kind */
+	__u8 reason;
+	__u8 verdict;
+	__u8 role;
+	__u8 hook;
+	__u8 state; /* of the flow afterwards */
+	__u8 flags;
+	__u8 tcp_flags;
+	__u8 destination_mac[6]; /* before */
+	__u8 out_mac[6];	 /* after */
+};
+
+/* What one pass over one table found. sweep_reports: enum table -> */
+enum table {
+	TABLE_FLOWS4,
+	TABLE_FLOWS6,
+	TABLE_EMBRYOS4,
+	TABLE_EMBRYOS6,
+	TABLES,
+};
+
+#define AGE_BUCKETS 16 /* bucket n: idle below 2^n seconds, the last open */
+
+struct sweep_report {
+	__u64 entries;
+	__u64 expired;
+	__u64 states[FLOW_STATES];
+	__u64 local_origin;
+	__u64 ages[AGE_BUCKETS];
+};
+
+/* sweep_control[0] */
+struct sweep_control {
+	__u32 idle_ticks; /* instead of every timeout; 0: the timeouts of control */
+	__u32 budget_ns;  /* after which a read of the iterator returns */
+	__u32 reserved[2];
+};
+
+/* What one read of a sweep iterator returns. */
+struct sweep_record {
+	__u64 entries;	  /* so far in this pass */
+	__u64 elapsed_ns; /* of this read */
+};
+
+/* sweep_work: enum table -> a pass under way */
+struct sweep_work {
+	__u64 started_ns; /* of this read, 0 between two */
+	__u64 entries;
+	__u32 pending; /* key holds an entry to delete */
+	__u8 key[40];
+	__u32 jiffies; /* when the clock was last looked at */
+};
+
+#define ASSERT_BYTES(type, bytes) _Static_assert(sizeof(type) == (bytes), #type " has another size")
+
+ASSERT_BYTES(struct flow4_key, 16);
+ASSERT_BYTES(struct flow6_key, 40);
+ASSERT_BYTES(struct flow, 16);
+ASSERT_BYTES(struct embryo, 24);
+ASSERT_BYTES(struct last_hop, 64);
+ASSERT_BYTES(struct last_hop_key, 20);
+ASSERT_BYTES(struct last_hop_stats, 40);
+ASSERT_BYTES(struct verdict_count, 16);
+ASSERT_BYTES(struct interface, 52);
+ASSERT_BYTES(struct budget, 16);
+ASSERT_BYTES(struct vm_key, 8);
+ASSERT_BYTES(struct vm, 16);
+ASSERT_BYTES(struct tap, 16);
+ASSERT_BYTES(struct fragment_key, 40);
+ASSERT_BYTES(struct fragment, 8);
+ASSERT_BYTES(struct control, 56);
+ASSERT_BYTES(struct allocations, 16);
+ASSERT_BYTES(struct clock, 16);
+ASSERT_BYTES(struct event, 88);
+ASSERT_BYTES(struct sweep_report, 8 * (3 + FLOW_STATES + AGE_BUCKETS));
+ASSERT_BYTES(struct sweep_control, 16);
+ASSERT_BYTES(struct sweep_record, 16);
+ASSERT_BYTES(struct sweep_work, 64);
+
+#endif

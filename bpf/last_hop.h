@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Records of last hops. A flow names one by generation and index; the alias of that index says
+ * which record to use now. A record is written before its alias names it and never after, so that a
+ * reader cannot see half of one: an index comes back only through last_hop_free, some time after
+ * its alias was cleared.
+ */
+#ifndef LASTHOP_LAST_HOP_H
+#define LASTHOP_LAST_HOP_H
+
+#include "frame.h"
+#include "maps.h"
+
+#define GENERATION_MASK ((1U << (32 - LAST_HOP_INDEX_BITS)) - 1)
+
+static __always_inline __u32 last_hop_reference(__u32 index, __u32 generation)
+{
+	return generation << LAST_HOP_INDEX_BITS | index;
+}
+
+static __always_inline bool tags_equal(const struct vlan_tag *a, const struct vlan_tag *b)
+{
+	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
+
+	return x[0] == y[0] && x[1] == y[1];
+}
+
+static __always_inline void last_hop_key_fill(struct last_hop_key *key, const struct packet *p)
+{
+	key->ifindex = p->ifindex;
+	mac_copy(key->mac, p->source);
+	key->reserved = 0;
+	key->tags[0] = p->tags[0];
+	key->tags[1] = p->tags[1];
+}
+
+/* The reference of a record that is in use, 0 if it is being given back. */
+static __always_inline __u32 last_hop_reference_of(__u32 index)
+{
+	struct last_hop *record = bpf_map_lookup_elem(&last_hops, &index);
+
+	if (!record || !record->generation)
+		return 0;
+	return last_hop_reference(index, record->generation);
+}
+
+/* An index that nobody uses, or LAST_HOPS_MAX. */
+static __always_inline __u32 last_hop_take(struct allocations *given)
+{
+	__u32 index;
+
+	if (!bpf_map_pop_elem(&last_hop_free, &index))
+		return index;
+	if (READ_ONCE(given->last_hops) >= LAST_HOPS_MAX)
+		return LAST_HOPS_MAX;
+	index = __sync_fetch_and_add(&given->last_hops, 1);
+	return index < LAST_HOPS_MAX ? index : LAST_HOPS_MAX;
+}
+
+/* Returns a reference, or 0 with `why` set. */
+static __noinline __u32 last_hop_learn(const struct packet *p, const struct interface *in, int *why)
+{
+	struct last_hop_key key;
+	struct last_hop *record;
+	struct allocations *given;
+	struct budget *budget;
+	__u32 index, generation, reference, *found, zero = 0, slot = in->slot;
+	long rc;
+
+	*why = REASON_ERROR;
+	last_hop_key_fill(&key, p);
+	found = bpf_map_lookup_elem(&last_hop_index, &key);
+	if (found)
+		return last_hop_reference_of(*found);
+	if (in->flags & INTERFACE_LEARN_DEVICES) {
+		*why = REASON_UNKNOWN_DEVICE;
+		return 0;
+	}
+	given = bpf_map_lookup_elem(&allocations, &zero);
+	budget = bpf_map_lookup_elem(&budgets, &slot);
+	if (!given || !budget)
+		return 0;
+	if (__sync_fetch_and_add(&budget->last_hops, 1) >= budget->last_hops_max) {
+		*why = REASON_LAST_HOP_BUDGET;
+		goto give_budget;
+	}
+	index = last_hop_take(given);
+	record = bpf_map_lookup_elem(&last_hops, &index);
+	if (!record) {
+		*why = REASON_LAST_HOP_BUDGET;
+		goto give_budget;
+	}
+	generation = (record->generation + 1) & GENERATION_MASK;
+	if (!generation)
+		generation = 1;
+	reference = last_hop_reference(index, generation);
+	record->kind = LAST_HOP_ETHERNET;
+	record->origin = ORIGIN_LEARNED;
+	record->ifindex = p->ifindex;
+	record->slot = slot;
+	mac_copy(record->mac, p->source);
+	mac_copy(record->source_mac, in->host_mac);
+	record->tags[0] = p->tags[0];
+	record->tags[1] = p->tags[1];
+	record->created = p->now;
+	record->generation = generation;
+	barrier();
+	bpf_map_update_elem(&last_hop_alias, &index, &reference, BPF_ANY);
+	rc = bpf_map_update_elem(&last_hop_index, &key, &index, BPF_NOEXIST);
+	if (!rc)
+		return reference;
+	/* Lost the race, or the index is full: nobody has seen this record, give it back. */
+	record->kind = LAST_HOP_NONE;
+	bpf_map_push_elem(&last_hop_free, &index, BPF_ANY);
+	found = bpf_map_lookup_elem(&last_hop_index, &key);
+	__sync_fetch_and_add(&budget->last_hops, -1);
+	return found ? last_hop_reference_of(*found) : 0;
+give_budget:
+	__sync_fetch_and_add(&budget->last_hops, -1);
+	return 0;
+}
+
+/* Did this request come from where the flow's replies go? */
+static __always_inline bool last_hop_is_source(__u32 reference, const struct packet *p)
+{
+	__u32 index = reference & LAST_HOP_INDEX_MASK, *found;
+	struct last_hop *record = bpf_map_lookup_elem(&last_hops, &index);
+	struct last_hop_key key;
+
+	if (!record || record->generation != reference >> LAST_HOP_INDEX_BITS)
+		return false;
+	if (record->ifindex == p->ifindex && mac_equal(record->mac, p->source) &&
+	    tags_equal(record->tags, p->tags))
+		return true;
+	/* A device with several MACs: another key of the same record. */
+	last_hop_key_fill(&key, p);
+	found = bpf_map_lookup_elem(&last_hop_index, &key);
+	return found && *found == index;
+}
+
+#endif

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* Entries only: what each hook knows, and how it says pass. */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+#include "hook.h"
+#include "learn.h"
+#include "reply.h"
+#include "sweep.h"
+
+SEC("xdp.frags")
+int learn_xdp(struct xdp_md *ctx)
+{
+	__u32 length = bpf_xdp_get_buff_len(ctx);
+	struct decision decision = {};
+	struct situation now;
+	struct packet packet;
+	int reason;
+
+	if (!begin(&now, ctx->ingress_ifindex, length, ROLE_UPLINK))
+		return XDP_PASS;
+	packet_init(&packet, ctx->ingress_ifindex, length, &now, false);
+	reason = parse_xdp(ctx, &packet);
+	if (reason == PARSED)
+		reason = learn(ctx, &packet, now.in, now.ctl, &decision);
+	finish(&now, &packet, &decision, reason);
+	return XDP_PASS;
+}
+
+SEC("tc")
+int learn_tc(struct __sk_buff *skb)
+{
+	struct decision decision = {};
+	struct situation now;
+	struct packet packet;
+	int reason;
+
+	if (!begin(&now, skb->ifindex, skb->len, ROLE_UPLINK))
+		return TC_ACT_UNSPEC;
+	reason = parse_skb(skb, &packet, &now, false);
+	if (reason == PARSED)
+		reason = learn(skb, &packet, now.in, now.ctl, &decision);
+	finish(&now, &packet, &decision, reason);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int reply_tc(struct __sk_buff *skb)
+{
+	struct decision decision = {};
+	int reason, action = TC_ACT_UNSPEC;
+	struct situation now;
+	struct packet packet;
+	__u32 vm;
+
+	if (!begin(&now, skb->ifindex, skb->len, ROLE_TAP))
+		return TC_ACT_UNSPEC;
+	reason = parse_skb(skb, &packet, &now, true);
+	vm = vm_of(&packet, now.in);
+	if (now.in->policy == POLICY_OFF)
+		reason = REASON_OFF;
+	else if (reason == PARSED)
+		reason = vm ? reply(skb, &packet, now.in, vm, &decision)
+			    : no_vm_reason(&packet, now.in);
+	if (reason == REASON_REDIRECT) {
+		decision.verdict = VERDICT_REDIRECT;
+		action = bpf_redirect(decision.out_ifindex, 0);
+	} else if (reason == REASON_DEVICE_DROP) {
+		decision.verdict = VERDICT_DROP;
+		action = TC_ACT_SHOT;
+	}
+	finish(&now, &packet, &decision, reason);
+	return action;
+}
+
+/* For the controller, which finds out how jiffies and the clock go together. */
+SEC("syscall")
+int read_clock(struct clock *answer)
+{
+	answer->jiffies = bpf_jiffies64();
+	answer->time_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+SEC("iter/bpf_map_elem")
+int sweep_flows4(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return sweep_entry(ctx, &flows4, TABLE_FLOWS4, sizeof(struct flow4_key));
+}
+
+SEC("iter/bpf_map_elem")
+int sweep_flows6(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return sweep_entry(ctx, &flows6, TABLE_FLOWS6, sizeof(struct flow6_key));
+}
+
+SEC("iter/bpf_map_elem")
+int sweep_embryos4(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return sweep_entry(ctx, &embryos4, TABLE_EMBRYOS4, sizeof(struct flow4_key));
+}
+
+SEC("iter/bpf_map_elem")
+int sweep_embryos6(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return sweep_entry(ctx, &embryos6, TABLE_EMBRYOS6, sizeof(struct flow6_key));
+}
+
+char LICENSE[] SEC("license") = "GPL";

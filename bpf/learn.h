@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Uplink: remember where requests come from. Nothing here changes or stops a packet. */
+#ifndef LASTHOP_LEARN_H
+#define LASTHOP_LEARN_H
+
+#include "count.h"
+#include "frame.h"
+#include "key.h"
+#include "last_hop.h"
+#include "maps.h"
+
+/* bpf_fib_lookup's AF_: the kernel's numbers, without pulling in a libc header. */
+#define FIB_INET  2
+#define FIB_INET6 10
+
+static __always_inline struct vm *vm_find(__u16 zone, const __u8 *mac)
+{
+	struct vm_key key = {.zone = zone};
+
+	mac_copy(key.mac, mac);
+	return bpf_map_lookup_elem(&vms, &key);
+}
+
+/* Id of the VM that has this MAC, 0 if none has. */
+static __always_inline __u32 vm_id(__u16 zone, const __u8 *mac)
+{
+	struct vm *vm = vm_find(zone, mac);
+
+	return vm ? vm->id : 0;
+}
+
+/*
+ * Routed host: the frame is for the host's MAC. It is for a VM if the kernel would forward it to an
+ * attached tap, to the bridge of one, or to the MAC of a known VM.
+ */
+static __noinline int learn_routed(void *ctx, const struct packet *p, const struct interface *in,
+				   __u32 *vm)
+{
+	struct bpf_fib_lookup fib = {};
+	struct interface *out;
+	long rc;
+
+	fib.ifindex = in->l3_ifindex;
+	fib.l4_protocol = packet_proto(p);
+	if (p->family == 4) {
+		fib.family = FIB_INET;
+		fib.ipv4_src = p->key4.remote;
+		fib.ipv4_dst = p->key4.local;
+	} else {
+		fib.family = FIB_INET6;
+		__builtin_memcpy(fib.ipv6_src, p->key6.remote, 16);
+		__builtin_memcpy(fib.ipv6_dst, p->key6.local, 16);
+	}
+	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	if (rc == BPF_FIB_LKUP_RET_NOT_FWDED)
+		return REASON_FOR_HOST;
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return REASON_NOT_FOR_VM;
+	if (rc == BPF_FIB_LKUP_RET_SUCCESS) {
+		*vm = vm_id(in->zone, fib.dmac);
+		if (*vm)
+			return PARSED;
+	}
+	out = bpf_map_lookup_elem(&interfaces, &fib.ifindex);
+	if (out && (out->role == ROLE_BRIDGE || (out->role == ROLE_TAP && out->zone == in->zone)))
+		return PARSED;
+	return REASON_NOT_FOR_VM;
+}
+
+/* Neither nobody's MAC nor the host's own. */
+static __always_inline bool source_is_other(const struct packet *p, const struct interface *in)
+{
+	return !mac_is_group(p->source) && !mac_is_zero(p->source) &&
+	       !mac_equal(p->source, in->mac) && !mac_equal(p->source, in->host_mac);
+}
+
+/* A routed host's frames come with its own MAC. */
+static __always_inline bool is_for_host_mac(const struct packet *p, const struct interface *in)
+{
+	return mac_equal(p->destination, in->mac) || mac_equal(p->destination, in->host_mac);
+}
+
+/*
+ * PARSED if a flow may be learned from this packet, else why not. `target` is the id of
+ * the VM that has the destination MAC; `vm` becomes it, 0 if only its first reply will tell.
+ */
+static __always_inline int learn_allowed(void *ctx, const struct packet *p,
+					 const struct interface *in, __u32 target, __u32 *vm)
+{
+	*vm = target;
+	if (in->flags & INTERFACE_PORT_BLOCKED)
+		return REASON_PORT_BLOCKED;
+	if (!source_is_other(p, in))
+		return REASON_SOURCE_MAC;
+	if (vm_id(in->zone, p->source))
+		return REASON_SOURCE_VM;
+	if (target)
+		return PARSED;
+	return is_for_host_mac(p, in) ? learn_routed(ctx, p, in, vm) : REASON_NOT_FOR_VM;
+}
+
+/* Answers, aborts, errors and later fragments neither create a flow nor move one. */
+static __always_inline bool is_request(const struct packet *p)
+{
+	return p->kind == PACKET_DATA || p->kind == PACKET_OPEN;
+}
+
+static __always_inline __u8 first_state(const struct packet *p)
+{
+	__u8 proto = packet_proto(p);
+
+	if (p->kind == PACKET_OPEN && (proto == IPPROTO_TCP || proto == IPPROTO_SCTP))
+		return FLOW_SYN;
+	return FLOW_NEW;
+}
+
+/* In the middle of a connection that has a beginning. */
+static __always_inline bool is_pickup(const struct packet *p)
+{
+	__u8 proto = packet_proto(p);
+
+	return p->kind != PACKET_OPEN && (proto == IPPROTO_TCP || proto == IPPROTO_SCTP);
+}
+
+static __always_inline void decision_flow(struct decision *d, const struct flow *flow)
+{
+	d->last_hop = flow->last_hop;
+	d->state = flow->state;
+	d->flags = flow->flags;
+}
+
+static __always_inline int learn_new(void *ctx, const struct packet *p, const struct interface *in,
+				     __u32 target, struct decision *d)
+{
+	struct embryo embryo = {};
+	__u32 vm, reference;
+	int why;
+
+	if (!is_request(p))
+		return REASON_NOT_REQUEST;
+	why = learn_allowed(ctx, p, in, target, &vm);
+	if (why != PARSED)
+		return why;
+	if (is_pickup(p)) {
+		if (in->flags & INTERFACE_PICKUP_NO)
+			return REASON_PICKUP_OFF;
+		embryo.flow.flags = FLOW_PICKUP;
+	}
+	reference = last_hop_learn(p, in, &why);
+	if (!reference)
+		return why;
+	embryo.flow.last_hop = reference;
+	embryo.flow.last_seen = p->now;
+	embryo.flow.state = first_state(p);
+	if (!embryo_insert(p, &embryo))
+		return REASON_ERROR;
+	count_request(reference & LAST_HOP_INDEX_MASK, p);
+	decision_flow(d, &embryo.flow);
+	return REASON_LEARN;
+}
+
+/*
+ * A new connection with an old five-tuple, or a flow whose provisional life is over: as if learned
+ * anew, in its place. Written field by field; a reply in between goes by either the old or the new.
+ */
+static __always_inline int learn_restart(void *ctx, struct flow *flow, struct embryo *embryo,
+					 const struct packet *p, const struct interface *in,
+					 struct decision *d)
+{
+	__u32 vm, reference;
+	int why;
+
+	why = learn_allowed(ctx, p, in, vm_id(in->zone, p->destination), &vm);
+	if (why != PARSED)
+		return why;
+	reference = last_hop_learn(p, in, &why);
+	if (!reference)
+		return why;
+	if (embryo)
+		embryo->vm_next = embryo->vm_isn;
+	flow->vm = 0;
+	flow->flags = 0;
+	flow->state = first_state(p);
+	flow->last_seen = p->now;
+	WRITE_ONCE(flow->last_hop, reference);
+	count_request(reference & LAST_HOP_INDEX_MASK, p);
+	decision_flow(d, flow);
+	return REASON_RESTART;
+}
+
+static __always_inline int learn_move(void *ctx, struct flow *flow, const struct packet *p,
+				      const struct interface *in)
+{
+	__u32 vm, reference, index = flow->last_hop & LAST_HOP_INDEX_MASK;
+	int why;
+
+	why = learn_allowed(ctx, p, in, vm_id(in->zone, p->destination), &vm);
+	if (why != PARSED)
+		return why;
+	if (flow->vm && vm && flow->vm != vm)
+		return REASON_OTHER_VM;
+	/* Never means: from a record that still stands. */
+	if ((in->flags & INTERFACE_RELEARN_NEVER) && last_hop_reference_of(index) == flow->last_hop)
+		return REASON_RELEARN_OFF;
+	reference = last_hop_learn(p, in, &why);
+	if (!reference)
+		return why;
+	WRITE_ONCE(flow->last_hop, reference);
+	return REASON_RELEARN;
+}
+
+/* The VM opened this one: the remote side only answers. */
+static __always_inline int learn_answer(void *ctx, struct flow *flow, struct embryo *embryo,
+					const struct packet *p, const struct interface *in,
+					const struct control *ctl, struct decision *d)
+{
+	__u8 proto = packet_proto(p);
+
+	if (p->kind == PACKET_OPEN && (proto == IPPROTO_TCP || proto == IPPROTO_SCTP))
+		return learn_restart(ctx, flow, embryo, p, in, d);
+	if (flow->state == FLOW_PROVISIONAL) {
+		/*
+		 * UDP does not say who began. This may be a flow that was lost: neither these
+		 * packets nor, once there was one, the VM's renew it, so it heals soon.
+		 */
+		if (p->now - flow->last_seen >= ctl->timeouts[TIMEOUT_UDP_PROVISIONAL] &&
+		    is_request(p))
+			return learn_restart(ctx, flow, embryo, p, in, d);
+		flow_set_flag(flow, FLOW_ANSWERED);
+	} else {
+		flow_set_flag(flow, FLOW_ANSWERED);
+		flow_touch(flow, p->now);
+		if (proto == IPPROTO_TCP || proto == IPPROTO_SCTP)
+			flow_close(flow, p, false);
+	}
+	decision_flow(d, flow);
+	return REASON_ANSWER;
+}
+
+/*
+ * Does this request prove the embryo? States do not count here: a blind RST may have changed them.
+ * vm_next differs from vm_isn once the VM's SYN-ACK was seen.
+ */
+static __always_inline bool embryo_is_proven(const struct embryo *e, const struct packet *p)
+{
+	if (p->kind == PACKET_ABORT || p->kind == PACKET_ANSWER)
+		return false;
+	if (packet_proto(p) == IPPROTO_TCP && !(e->flow.flags & FLOW_PICKUP))
+		/* It acknowledges the SYN-ACK, and nothing that the VM has not sent. */
+		return e->vm_next != e->vm_isn && p->kind == PACKET_DATA &&
+		       (p->tcp_flags & TCP_ACK) &&
+		       p->ack - (e->vm_isn + 1) <= e->vm_next - (e->vm_isn + 1);
+	return e->flow.vm && !flow_is_finished(&e->flow);
+}
+
+/* Is this SYN a new connection, or the last one's repeated? */
+static __always_inline bool is_reopening(const struct flow *flow, const struct packet *p)
+{
+	__u8 proto = packet_proto(p);
+
+	if (p->kind != PACKET_OPEN || (proto != IPPROTO_TCP && proto != IPPROTO_SCTP))
+		return false;
+	return flow->state != FLOW_SYN && flow->state != FLOW_SYN_ACK;
+}
+
+static __always_inline void flow_advance_request(struct flow *flow, const struct packet *p,
+						 bool embryonic)
+{
+	flow_touch(flow, p->now);
+	if (packet_proto(p) == IPPROTO_TCP || packet_proto(p) == IPPROTO_SCTP) {
+		flow_close(flow, p, false);
+		if (!embryonic && p->kind == PACKET_DATA && flow->state == FLOW_SYN_ACK)
+			flow_set_state(flow, FLOW_ESTABLISHED);
+	}
+}
+
+static __always_inline int learn_known(void *ctx, struct flow *flow, struct embryo *embryo,
+				       const struct packet *p, const struct interface *in,
+				       struct decision *d)
+{
+	int why = REASON_REFRESH;
+	bool proven;
+	__u32 vm;
+
+	if (is_reopening(flow, p))
+		return learn_restart(ctx, flow, embryo, p, in, d);
+	if (!last_hop_is_source(flow->last_hop, p)) {
+		if (!is_request(p))
+			return REASON_NOT_REQUEST;
+		if (p->kind == PACKET_OPEN && packet_proto(p) != IPPROTO_ICMP &&
+		    packet_proto(p) != IPPROTO_ICMPV6)
+			return learn_restart(ctx, flow, embryo, p, in, d);
+		why = learn_move(ctx, flow, p, in);
+		if (why != REASON_RELEARN)
+			return why;
+	} else if (p->kind == PACKET_OPEN && flow->vm && flow->state <= FLOW_SYN_ACK) {
+		/* The handshake begins again with another VM. */
+		if (learn_allowed(ctx, p, in, vm_id(in->zone, p->destination), &vm) == PARSED &&
+		    vm && vm != flow->vm)
+			return packet_proto(p) == IPPROTO_TCP || packet_proto(p) == IPPROTO_SCTP
+				       ? learn_restart(ctx, flow, embryo, p, in, d)
+				       : REASON_OTHER_VM;
+	}
+	count_request(flow->last_hop & LAST_HOP_INDEX_MASK, p);
+	proven = embryo && embryo_is_proven(embryo, p);
+	flow_advance_request(flow, p, embryo);
+	if (proven)
+		flow_set_state(flow, flow_open_state(flow));
+	decision_flow(d, flow);
+	if (!proven)
+		return why;
+	if (!flow_promote(p, flow))
+		return REASON_ERROR;
+	return why == REASON_REFRESH ? REASON_PROMOTE : why;
+}
+
+/* The reason; the verdict is always pass. */
+static __always_inline int learn(void *ctx, const struct packet *p, const struct interface *in,
+				 const struct control *ctl, struct decision *d)
+{
+	struct embryo *embryo = NULL;
+	struct flow *flow = flow_find(p);
+	__u32 target;
+
+	if (!flow) {
+		/* Most that misses is for nobody here: say so before looking further. */
+		target = vm_id(in->zone, p->destination);
+		if (!target && !is_for_host_mac(p, in))
+			return REASON_NOT_FOR_VM;
+		embryo = embryo_find(p);
+		if (!embryo)
+			return learn_new(ctx, p, in, target, d);
+		flow = &embryo->flow;
+	}
+	if (p->kind == PACKET_ERROR) {
+		decision_flow(d, flow);
+		return REASON_QUOTED;
+	}
+	if (flow->flags & FLOW_LOCAL_ORIGIN)
+		return learn_answer(ctx, flow, embryo, p, in, ctl, d);
+	return learn_known(ctx, flow, embryo, p, in, d);
+}
+
+#endif

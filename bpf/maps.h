@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Every table, and what maps to what. */
+#ifndef LASTHOP_MAPS_H
+#define LASTHOP_MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "abi.h"
+
+/* Five-tuple and zone of a proven connection -> where its requests come from. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FLOWS_MAX);
+	__type(key, struct flow4_key);
+	__type(value, struct flow);
+} flows4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FLOWS_MAX);
+	__type(key, struct flow6_key);
+	__type(value, struct flow);
+} flows6 SEC(".maps");
+
+/* The same for what is not proven yet: a flood churns only these. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, EMBRYOS_MAX);
+	__type(key, struct flow4_key);
+	__type(value, struct embryo);
+} embryos4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, EMBRYOS_MAX);
+	__type(key, struct flow6_key);
+	__type(value, struct embryo);
+} embryos6 SEC(".maps");
+
+/* Index -> immutable record of a last hop. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LAST_HOPS_MAX);
+	__type(key, __u32);
+	__type(value, struct last_hop);
+} last_hops SEC(".maps");
+
+/* Index that a flow names -> generation and index of the record to use, or that the device is down.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LAST_HOPS_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} last_hop_alias SEC(".maps");
+
+/* Indices given back; those never used are from allocations.last_hops on. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, LAST_HOPS_MAX);
+	__type(value, __u32);
+} last_hop_free SEC(".maps");
+
+/* What a frame shows -> index. Several keys may name one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, LAST_HOPS_MAX);
+	__type(key, struct last_hop_key);
+	__type(value, __u32);
+} last_hop_index SEC(".maps");
+
+/* Index -> traffic. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, LAST_HOPS_MAX);
+	__type(key, __u32);
+	__type(value, struct last_hop_stats);
+} last_hop_stats SEC(".maps");
+
+/* Index -> flows that name it, as the last sweep counted them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LAST_HOPS_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} last_hop_refs SEC(".maps");
+
+/* Slot of an interface * REASONS + reason -> packets that left with it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, INTERFACES_MAX *REASONS);
+	__type(key, __u32);
+	__type(value, struct verdict_count);
+} verdicts SEC(".maps");
+
+/* ifindex -> role, zone, policy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, INTERFACES_MAX * 2);
+	__type(key, __u32);
+	__type(value, struct interface);
+} interfaces SEC(".maps");
+
+/* The same where it is found faster: ifindex % NEAR_INTERFACES -> */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEAR_INTERFACES);
+	__type(key, __u32);
+	__type(value, struct interface);
+} near_interfaces SEC(".maps");
+
+/* Slot of a tap -> its usual VM. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, INTERFACES_MAX);
+	__type(key, __u32);
+	__type(value, struct tap);
+} taps SEC(".maps");
+
+/* Slot -> what the hot path may still create for this interface. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, INTERFACES_MAX);
+	__type(key, __u32);
+	__type(value, struct budget);
+} budgets SEC(".maps");
+
+/* Slot -> its netdev. The kernel empties a cell when the netdev goes; bpf_redirect would not
+ * notice. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, INTERFACES_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} egress_devices SEC(".maps");
+
+/* Zone and MAC -> VM. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, VMS_MAX);
+	__type(key, struct vm_key);
+	__type(value, struct vm);
+} vms SEC(".maps");
+
+/* First fragment -> ports for those that follow it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FRAGMENTS_MAX);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+/* Five-tuple (IPv4 as ::ffff:a.b.c.d) -> number of the trace that wants its decisions. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TRACES_MAX);
+	__type(key, struct flow6_key);
+	__type(value, __u32);
+} traces SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, EVENTS_BYTES);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct control);
+} control SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct allocations);
+} allocations SEC(".maps");
+
+/* enum table -> what the last pass found. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TABLES);
+	__type(key, __u32);
+	__type(value, struct sweep_report);
+} sweep_reports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sweep_control);
+} sweep_control SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TABLES);
+	__type(key, __u32);
+	__type(value, struct sweep_work);
+} sweep_work SEC(".maps");
+
+#endif

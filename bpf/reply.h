@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Tap: send a VM's reply back to where its request came from. */
+#ifndef LASTHOP_REPLY_H
+#define LASTHOP_REPLY_H
+
+#include <linux/if_ether.h>
+#include <linux/pkt_cls.h>
+#include "count.h"
+#include "frame.h"
+#include "key.h"
+#include "last_hop.h"
+#include "learn.h"
+#include "maps.h"
+
+static __noinline __u32 vm_learn(const struct packet *p, const struct interface *in)
+{
+	struct vm_key key = {.zone = in->zone};
+	struct vm vm = {.ifindex = p->ifindex, .last_seen = p->now};
+	__u32 zero = 0, slot = in->slot;
+	struct allocations *given = bpf_map_lookup_elem(&allocations, &zero);
+	struct budget *budget = bpf_map_lookup_elem(&budgets, &slot);
+
+	if (!given || !budget)
+		return 0;
+	if (__sync_fetch_and_add(&budget->vms, 1) >= budget->vms_max) {
+		__sync_fetch_and_add(&budget->vms, -1);
+		return 0;
+	}
+	mac_copy(key.mac, p->source);
+	vm.id = __sync_fetch_and_add(&given->vms, 1) + 1;
+	if (!bpf_map_update_elem(&vms, &key, &vm, BPF_NOEXIST))
+		return vm.id;
+	__sync_fetch_and_add(&budget->vms, -1);
+	/* Another CPU was first, or the table is full. */
+	struct vm *found = bpf_map_lookup_elem(&vms, &key);
+
+	return found ? found->id : 0;
+}
+
+/*
+ * Enters a VM that is seen on a tap, or has come to it from another one. Whoever finds the tap's
+ * cell free claims it; two MACs of one tap share nothing but that cell.
+ */
+static __noinline __u32 vm_enter(const struct packet *p, const struct interface *in)
+{
+	__u32 slot = in->slot, id;
+	struct vm *vm = vm_find(in->zone, p->source);
+	struct interface *before;
+	struct tap *tap;
+
+	if (vm) {
+		id = vm->id;
+		if (vm->ifindex != p->ifindex) {
+			/* Moved: the cell of the tap that it left must not answer for it. */
+			before = bpf_map_lookup_elem(&interfaces, &vm->ifindex);
+			if (before) {
+				tap = bpf_map_lookup_elem(&taps, &before->slot);
+				if (tap && tap->vm == id) {
+					tap->vm = 0;
+					barrier();
+					tap->claimed = 0;
+				}
+			}
+			vm->ifindex = p->ifindex;
+			vm->last_seen = p->now;
+		}
+	} else {
+		id = vm_learn(p, in);
+	}
+	tap = bpf_map_lookup_elem(&taps, &slot);
+	if (!id || !tap || tap->claimed || __sync_val_compare_and_swap(&tap->claimed, 0, 1))
+		return id;
+	mac_copy(tap->mac, p->source);
+	barrier();
+	WRITE_ONCE(tap->vm, id);
+	return id;
+}
+
+/* Id of the VM that sent this frame, 0 if it cannot be one of ours. */
+static __always_inline __u32 vm_of(const struct packet *p, const struct interface *in)
+{
+	__u32 slot = in->slot, id;
+	struct tap *tap = bpf_map_lookup_elem(&taps, &slot);
+
+	if (tap) {
+		id = READ_ONCE(tap->vm);
+		/* Twice the same id: the MAC in between was its. */
+		if (id && mac_equal(tap->mac, p->source) && READ_ONCE(tap->vm) == id)
+			return id;
+	}
+	return source_is_other(p, in) ? vm_enter(p, in) : 0;
+}
+
+/* Why a sender has no id. */
+static __always_inline int no_vm_reason(const struct packet *p, const struct interface *in)
+{
+	return source_is_other(p, in) ? REASON_VM_BUDGET : REASON_SOURCE_MAC;
+}
+
+/* A packet of a VM without a flow: is it the first of a connection that the VM opens? */
+static __noinline int reply_local_origin(const struct packet *p, __u32 vm)
+{
+	__u8 proto = packet_proto(p);
+	struct embryo embryo = {};
+
+	if (proto == IPPROTO_UDP && p->kind == PACKET_DATA)
+		embryo.flow.state = FLOW_PROVISIONAL;
+	else if (p->kind == PACKET_OPEN)
+		embryo.flow.state = first_state(p);
+	else
+		return REASON_NO_FLOW;
+	embryo.flow.flags = FLOW_LOCAL_ORIGIN;
+	embryo.flow.vm = vm;
+	embryo.flow.last_seen = p->now;
+	return embryo_insert(p, &embryo) ? REASON_LOCAL_ORIGIN : REASON_ERROR;
+}
+
+static __always_inline int reply_of_local_origin(struct flow *flow, const struct embryo *embryo,
+						 const struct packet *p, __u32 vm,
+						 struct decision *d)
+{
+	__u8 proto = packet_proto(p);
+
+	if (p->kind == PACKET_ERROR)
+		return REASON_LOCAL_ORIGIN;
+	/* A new connection with an old five-tuple, perhaps by another VM that has the address now.
+	 */
+	if (p->kind == PACKET_OPEN && (proto == IPPROTO_TCP || proto == IPPROTO_SCTP) &&
+	    flow->state != FLOW_SYN) {
+		flow->flags = FLOW_LOCAL_ORIGIN;
+		flow->state = FLOW_SYN;
+		flow->vm = vm;
+	}
+	if (flow->state == FLOW_PROVISIONAL) {
+		if (!(flow->flags & FLOW_ANSWERED))
+			flow_touch(flow, p->now);
+	} else {
+		flow_touch(flow, p->now);
+		if (proto == IPPROTO_TCP || proto == IPPROTO_SCTP) {
+			flow_close(flow, p, true);
+			if (p->kind == PACKET_DATA && (flow->flags & FLOW_ANSWERED) &&
+			    flow->state == FLOW_SYN) {
+				flow_set_state(flow, FLOW_ESTABLISHED);
+				decision_flow(d, flow);
+				/* Proven as well: a flood must not make us forget who opened it. */
+				if (embryo && !flow_promote(p, flow))
+					return REASON_ERROR;
+				return REASON_LOCAL_ORIGIN;
+			}
+		}
+	}
+	decision_flow(d, flow);
+	return REASON_LOCAL_ORIGIN;
+}
+
+static __always_inline void flow_advance_reply(struct flow *flow, struct embryo *embryo,
+					       const struct packet *p)
+{
+	__u8 proto = packet_proto(p);
+
+	flow_touch(flow, p->now);
+	if (p->kind == PACKET_FRAGMENT)
+		return;
+	if (proto == IPPROTO_TCP && embryo && p->kind != PACKET_ABORT) {
+		if (p->kind == PACKET_ANSWER) {
+			embryo->vm_isn = p->seq;
+			embryo->vm_next = p->seq_end;
+		} else if (embryo->vm_next != embryo->vm_isn &&
+			   (__s32)(p->seq_end - embryo->vm_next) > 0) {
+			embryo->vm_next = p->seq_end;
+		}
+	}
+	if (proto == IPPROTO_TCP || proto == IPPROTO_SCTP)
+		flow_close(flow, p, true);
+	if (p->kind == PACKET_ABORT)
+		return;
+	switch (flow->state) {
+	case FLOW_NEW:
+		flow_set_state(flow, FLOW_REPLIED);
+		break;
+	case FLOW_SYN:
+		if (p->kind == PACKET_ANSWER)
+			flow_set_state(flow, FLOW_SYN_ACK);
+		else if (!embryo && p->kind == PACKET_DATA)
+			/* A stray SYN on a live connection: the VM goes on with the old one. */
+			flow_set_state(flow, FLOW_ESTABLISHED);
+		break;
+	}
+}
+
+/* The record that a flow's replies use now, and its index, or NULL with `why` set. */
+static __always_inline struct last_hop *reply_last_hop(__u32 reference, __u32 *used, int *why)
+{
+	__u32 *alias, index = reference & LAST_HOP_INDEX_MASK, target;
+	struct last_hop *record;
+
+	*why = REASON_STALE_LAST_HOP;
+	alias = bpf_map_lookup_elem(&last_hop_alias, &index);
+	if (!alias)
+		return NULL;
+	target = READ_ONCE(*alias);
+	if (target >> LAST_HOP_INDEX_BITS != reference >> LAST_HOP_INDEX_BITS)
+		return NULL;
+	target &= LAST_HOP_INDEX_MASK;
+	if (target == LAST_HOP_ROUTE) {
+		*why = REASON_DEVICE_DOWN;
+		return NULL;
+	}
+	if (target == LAST_HOP_DROP) {
+		*why = REASON_DEVICE_DROP;
+		return NULL;
+	}
+	record = bpf_map_lookup_elem(&last_hops, &target);
+	if (!record || record->kind != LAST_HOP_ETHERNET)
+		return NULL;
+	*used = target;
+	return record;
+}
+
+/* Observe: would the packet have gone another way? On a routed host the FIB knows. */
+static __noinline int reply_observe(struct __sk_buff *skb, const struct packet *p,
+				    const struct interface *in, const struct last_hop *record,
+				    bool routed)
+{
+	struct bpf_fib_lookup fib = {};
+	long rc;
+
+	if (!routed)
+		return mac_equal(p->destination, record->mac) ? REASON_OBSERVE_SAME
+							      : REASON_OBSERVE_CHANGE;
+	fib.ifindex = in->l3_ifindex;
+	fib.l4_protocol = packet_proto(p);
+	if (p->family == 4) {
+		fib.family = FIB_INET;
+		fib.ipv4_src = p->key4.local;
+		fib.ipv4_dst = p->key4.remote;
+	} else {
+		fib.family = FIB_INET6;
+		__builtin_memcpy(fib.ipv6_src, p->key6.local, 16);
+		__builtin_memcpy(fib.ipv6_dst, p->key6.remote, 16);
+	}
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	if (rc == BPF_FIB_LKUP_RET_SUCCESS && mac_equal(fib.dmac, record->mac))
+		return REASON_OBSERVE_SAME;
+	return REASON_OBSERVE_CHANGE;
+}
+
+/* Gives the frame the last hop's tags in place of the VM's. False if the kernel refuses. */
+static __noinline bool reply_retag(struct __sk_buff *skb, const struct packet *p,
+				   const struct last_hop *record)
+{
+	if (p->tag_count > 0 && bpf_skb_vlan_pop(skb))
+		return false;
+	if (p->tag_count > 1 && bpf_skb_vlan_pop(skb))
+		return false;
+	if (record->tags[1].proto &&
+	    bpf_skb_vlan_push(skb, record->tags[1].proto, record->tags[1].vid))
+		return false;
+	if (record->tags[0].proto &&
+	    bpf_skb_vlan_push(skb, record->tags[0].proto, record->tags[0].vid))
+		return false;
+	return true;
+}
+
+static __always_inline bool reply_decrement_ttl(struct __sk_buff *skb, const struct packet *p)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	/* Tags beyond the first may stand in the frame; where they did is where the header is. */
+	if (p->family == 4) {
+		struct iphdr *ip = data + p->l3_offset;
+		__u32 check;
+
+		if ((void *)(ip + 1) > end)
+			return false;
+		check = ip->check + bpf_htons(0x0100); /* RFC 1624 */
+		ip->check = check + (check >= 0xffff);
+		ip->ttl--;
+	} else {
+		struct ipv6hdr *ip = data + p->l3_offset;
+
+		if ((void *)(ip + 1) > end)
+			return false;
+		ip->hop_limit--;
+	}
+	return true;
+}
+
+static __always_inline bool reply_rewrite_macs(struct __sk_buff *skb, const struct last_hop *record,
+					       bool routed)
+{
+	struct ethhdr *eth = (void *)(long)skb->data;
+
+	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
+		return false;
+	mac_copy(eth->h_dest, record->mac);
+	if (routed)
+		mac_copy(eth->h_source, record->source_mac);
+	return true;
+}
+
+/*
+ * bpf_redirect does not notice that a netdev is gone. Asking costs 10 ns, so ask once a tick:
+ * within one, a packet has just come from there or gone there.
+ */
+static __always_inline bool interface_exists(const struct last_hop *record,
+					     const struct last_hop_stats *stats, __u32 now)
+{
+	__u32 slot = record->slot, *device;
+
+	if (stats->last_seen == now)
+		return true;
+	device = bpf_map_lookup_elem(&egress_devices, &slot);
+	return device && *device == record->ifindex;
+}
+
+/* Sends it, or says why it passes. Until the first write the frame is as the VM sent it. */
+static __always_inline int reply_send(struct __sk_buff *skb, const struct packet *p,
+				      const struct interface *in, const struct last_hop *record,
+				      struct last_hop_stats *stats, struct decision *d)
+{
+	bool routed = is_for_host_mac(p, in);
+
+	if (record->ifindex == p->ifindex)
+		return REASON_HAIRPIN;
+	if (!interface_exists(record, stats, p->now))
+		return REASON_INTERFACE_GONE;
+	if (in->policy == POLICY_OBSERVE)
+		return reply_observe(skb, p, in, record, routed);
+	if (routed) {
+		if (p->ttl <= 1)
+			return REASON_TTL;
+		if (!reply_decrement_ttl(skb, p))
+			return REASON_ERROR;
+	}
+	if ((p->tag_count || record->tags[0].proto) && !reply_retag(skb, p, record))
+		return REASON_ERROR;
+	if (!reply_rewrite_macs(skb, record, routed))
+		return REASON_ERROR;
+	d->out_ifindex = record->ifindex;
+	mac_copy(d->out_mac, record->mac);
+	count_reply(stats, p);
+	return REASON_REDIRECT;
+}
+
+static __always_inline int reply(struct __sk_buff *skb, const struct packet *p,
+				 const struct interface *in, __u32 vm, struct decision *d)
+{
+	struct embryo *embryo = NULL;
+	struct last_hop_stats *stats;
+	struct last_hop *record;
+	struct flow *flow;
+	__u32 used = 0;
+	int why;
+
+	flow = flow_find(p);
+	if (!flow) {
+		embryo = embryo_find(p);
+		if (!embryo)
+			return p->kind == PACKET_ERROR ? REASON_NO_FLOW : reply_local_origin(p, vm);
+		flow = &embryo->flow;
+	}
+	if (flow->flags & FLOW_LOCAL_ORIGIN)
+		return reply_of_local_origin(flow, embryo, p, vm, d);
+	if (!flow->vm && p->kind != PACKET_ERROR)
+		__sync_val_compare_and_swap(&flow->vm, 0, vm);
+	if (flow->vm && flow->vm != vm)
+		return REASON_VM_MISMATCH;
+	if (p->kind != PACKET_ERROR)
+		flow_advance_reply(flow, embryo, p);
+	decision_flow(d, flow);
+	record = reply_last_hop(flow->last_hop, &used, &why);
+	if (!record) {
+		if (why == REASON_DEVICE_DROP && in->policy == POLICY_OBSERVE)
+			return REASON_OBSERVE_CHANGE;
+		return why;
+	}
+	stats = bpf_map_lookup_elem(&last_hop_stats, &used);
+	if (!stats)
+		return REASON_ERROR;
+	return reply_send(skb, p, in, record, stats, d);
+}
+
+#endif

@@ -1,0 +1,93 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Installs what building and testing need, where it is missing. A second run needs no network.
+set -eu
+cd "$(dirname "$0")/.."
+
+fail() {
+	echo "lasthop: $1" >&2
+	shift
+	for line in "$@"; do echo "  $line" >&2; done
+	exit 1
+}
+
+installed() {
+	[ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+# Prints the wanted lines of packages.txt of which no alternative is installed.
+missing_lines() {
+	sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' scripts/packages.txt | while read -r line; do
+		found=no
+		for package in $(echo "$line" | tr '|' ' '); do
+			if installed "$package"; then found=yes; fi
+		done
+		if [ "$found" = no ]; then echo "$line"; fi
+	done
+}
+
+# The first alternative of a line that apt can install; the first of all if it knows none.
+choose() {
+	for package in $(echo "$1" | tr '|' ' '); do
+		if apt-cache policy "$package" 2>/dev/null | grep -q 'Candidate: [^(]'; then
+			echo "$package"
+			return
+		fi
+	done
+	echo "${1%%|*}"
+}
+
+install_packages() {
+	missing=$(missing_lines)
+	if [ -z "$missing" ]; then return; fi
+	if ! command -v apt-get >/dev/null 2>&1; then
+		fail "these packages are missing, and there is no apt-get to install them with:" $missing
+	fi
+	echo "lasthop: installing" $missing
+	scripts/as-root.sh apt-get update -q ||
+		fail "apt-get update failed: is there a network?" "to install:" $missing
+	packages=
+	for line in $missing; do packages="$packages $(choose "$line")"; done
+	scripts/as-root.sh env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -q --no-install-recommends $packages ||
+		fail "apt-get could not install:" $packages
+}
+
+check_node() {
+	command -v node >/dev/null 2>&1 ||
+		fail "Node.js is missing: install version 20.19 or later (https://nodejs.org/), with npm"
+	node -e 'const [a, b] = process.versions.node.split(".").map(Number);
+		process.exit(a > 20 || (a === 20 && b >= 19) ? 0 : 1)' ||
+		fail "Node.js $(node --version) is too old: install version 20.19 or later"
+	command -v npm >/dev/null 2>&1 || fail "npm is missing: it comes with Node.js"
+}
+
+install_modules() {
+	if node scripts/lockfile.mjs installed; then return; fi
+	echo "lasthop: installing the Node.js packages of package-lock.json"
+	npm ci --ignore-scripts --no-audit --no-fund ||
+		fail "npm ci failed: see above; it needs the npm registry the first time"
+}
+
+# The optional FFI backend comes with its compiled binary; building it again fails on current Node.js.
+install_ffi_napi() {
+	loads='require("ffi-napi"); require("ref-napi")'
+	if node -e "$loads" 2>/dev/null; then return; fi
+	npm install --no-save --ignore-scripts --no-audit --no-fund ffi-napi@4.0.3 ref-napi@3.0.3 &&
+		node -e "$loads" || fail "ffi-napi cannot be loaded by Node.js $(node --version): see above"
+}
+
+check_node
+case "${1:-all}" in
+all)
+	install_packages
+	install_modules
+	;;
+packages) install_packages ;;
+modules) install_modules ;;
+ffi-napi)
+	install_modules
+	install_ffi_napi
+	;;
+*) fail "usage: setup.sh [all|packages|modules|ffi-napi]" ;;
+esac

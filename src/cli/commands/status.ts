@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import type { StatusReport } from "../../ops/types.ts";
+import { defineCommand, printResult } from "../command.ts";
+import { bytes, percent } from "../format.ts";
+import { printable, table } from "../table.ts";
+
+export const statusCommand = defineCommand({
+  name: "status",
+  describe: "Show what is attached and how full the tables are",
+  examples: [["status", "interfaces, programs and tables"]],
+  async run(_args, context) {
+    const { status } = await import("../../ops/status.ts");
+    const report = await status(context.op);
+    await printResult(context, report, () => statusText(report));
+  },
+});
+
+function statusText(report: StatusReport): string {
+  const head = `tables in ${printable(report.pin_path)}, ABI ${report.abi}\n`;
+  const bypass = report.bypass ? "BYPASS IS ON: every packet passes (lasthop bypass off)\n" : "";
+  return [head + bypass, interfaces(report), programs(report), tables(report)].join("\n");
+}
+
+function interfaces(report: StatusReport): string {
+  if (report.interfaces.length === 0) return "no interface is attached\n";
+  return table(
+    [
+      { title: "INTERFACE" },
+      { title: "ROLE" },
+      { title: "HOOK" },
+      { title: "ZONE", right: true },
+      { title: "POLICY" },
+      { title: "PROGRAM", right: true },
+      { title: "OTHERS" },
+      { title: "STATE" },
+    ],
+    report.interfaces.map((item) => [
+      item.interface,
+      item.role,
+      item.hook,
+      item.zone,
+      item.role === "tap" ? item.policy : null,
+      item.program_id,
+      item.foreign_program_ids.join(",") || null,
+      item.state.replaceAll("_", " "),
+    ]),
+  );
+}
+
+function programs(report: StatusReport): string {
+  return table(
+    [
+      { title: "PROGRAM" },
+      { title: "ID", right: true },
+      { title: "MEMORY", right: true },
+      { title: "RUNS", right: true },
+    ],
+    report.programs.map((item) => [item.name, item.id, memory(item.memory_bytes), item.run_count]),
+  );
+}
+
+function tables(report: StatusReport): string {
+  return table(
+    [
+      { title: "TABLE" },
+      { title: "ENTRIES", right: true },
+      { title: "MAX", right: true },
+      { title: "USED", right: true },
+      { title: "MEMORY", right: true },
+    ],
+    report.tables.map((item) => [
+      item.table,
+      item.entries,
+      item.max_entries,
+      percent(item.entries, item.max_entries),
+      memory(item.memory_bytes),
+    ]),
+  );
+}
+
+function memory(count: number | null): string | null {
+  return count === null ? null : bytes(count);
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// What holds when nobody configured anything.
+
+/** By enum timeout, in seconds of silence. */
+export const TIMEOUT_SECONDS = {
+  SYN: 30,
+  TCP: 7200,
+  CLOSED: 10,
+  UDP: 60,
+  UDP_PROVISIONAL: 5,
+  ICMP: 10,
+  SCTP: 3600,
+} as const;
+
+/** Last hops that an uplink may make on its own: a flood of source MACs must not take them all. */
+export const LAST_HOPS_PER_UPLINK = 4096;
+
+/** VMs that a tap may enter on its own: one, or a few behind a nested bridge. */
+export const VMS_PER_TAP = 256;
+
+/** clsact, where there is no TCX: our filter is found again by these. Later priorities run after us. */
+export const TC_FILTER = { handle: 1, priority: 0x6c68 } as const;

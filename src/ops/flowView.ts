@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a flow is shown: names for numbers, the last hop and the VM that it refers to.
+
+import { currentTick, FLOW_STATE_NAMES, idleSeconds, type StructValue } from "../abi/codec.ts";
+import { FLOW_FLAG } from "../abi/layout.gen.ts";
+import { formatAddress, formatMac } from "../addresses.ts";
+import { type Flow, type InterfaceEntry, interfaceName, type Tables } from "../tables/index.ts";
+import type { FlowEntry, Protocol, VlanTag } from "./types.ts";
+
+const ETH_P_8021AD = 0x88a8;
+
+const PROTOCOLS: Readonly<Record<number, Protocol>> = {
+  1: "icmp",
+  6: "tcp",
+  17: "udp",
+  58: "icmp",
+  132: "sctp",
+};
+
+const SHOWN_FLAGS = Object.entries(FLOW_FLAG)
+  .filter(([, bit]) => bit !== FLOW_FLAG.LOCAL_ORIGIN)
+  .map(([name, bit]) => ({ name: name.toLowerCase(), bit }));
+
+export function protocolName(proto: number): FlowEntry["protocol"] {
+  return PROTOCOLS[proto] ?? `proto_${proto}`;
+}
+
+export function stateName(state: number): string {
+  return FLOW_STATE_NAMES[state] ?? `state_${state}`;
+}
+
+/** Without local origin, which is shown by itself. */
+export function flagNames(flags: number): string[] {
+  const names = SHOWN_FLAGS.filter(({ bit }) => flags & bit).map(({ name }) => name);
+  const known = Object.values(FLOW_FLAG).reduce((all, bit) => all | bit, 0);
+  return flags & ~known ? [...names, `flags_${flags & ~known}`] : names;
+}
+
+export function vlanTags(tags: readonly StructValue<"vlan_tag">[]): VlanTag[] {
+  return tags
+    .filter((tag) => tag.proto !== 0)
+    .map((tag) => ({ protocol: tag.proto === ETH_P_8021AD ? "802.1ad" : "802.1q", vid: tag.vid }));
+}
+
+/** To a tenth of a second: a tick is longer than that. */
+export function roundIdle(seconds: number): number {
+  return Math.round(seconds * 10) / 10;
+}
+
+type ShownLastHop = Pick<FlowEntry, "last_hop" | "stale">;
+
+/**
+ * What the tables say at one moment about the things that flows refer to; a list of many flows looks
+ * each up once.
+ */
+export class FlowView {
+  /** The tick against which idle times are counted. */
+  readonly now: number = currentTick();
+  readonly #tables: Tables;
+  readonly #interfaces: Map<number, InterfaceEntry>;
+  readonly #lastHops = new Map<number, ShownLastHop>();
+  #vms: Map<number, string> | undefined;
+
+  constructor(tables: Tables) {
+    this.#tables = tables;
+    this.#interfaces = new Map(tables.interfaces.list().map((entry) => [entry.ifindex, entry]));
+  }
+
+  interfaceName(ifindex: number): string {
+    return interfaceName(this.#interfaces.get(ifindex), ifindex);
+  }
+
+  interfaceNames(): string[] {
+    return [...this.#interfaces.values()].map((entry) => entry.name);
+  }
+
+  interface(ifindex: number): InterfaceEntry | undefined {
+    return this.#interfaces.get(ifindex);
+  }
+
+  /** What a flow's reference and flags say of its last hop; never throws on garbage. */
+  lastHop(reference: number, flags: number): ShownLastHop {
+    if (flags & FLOW_FLAG.LOCAL_ORIGIN) return { last_hop: null, stale: false };
+    let shown = this.#lastHops.get(reference);
+    if (!shown) {
+      shown = this.#resolve(reference);
+      this.#lastHops.set(reference, shown);
+    }
+    return shown;
+  }
+
+  #resolve(reference: number): ShownLastHop {
+    const found = this.#tables.lastHops.resolve(reference);
+    if (found.state === "stale") return { last_hop: null, stale: true };
+    const { index, generation, record } = found;
+    const mac = formatMac(record.mac);
+    const last_hop = {
+      index,
+      generation,
+      mac,
+      interface: this.interfaceName(record.ifindex),
+      tags: vlanTags(record.tags),
+    };
+    return { last_hop, stale: false };
+  }
+
+  /** Null before a VM has replied, and for a VM that is no longer known. */
+  vmMac(id: number): string | null {
+    if (id === 0) return null;
+    this.#vms ??= new Map([...this.#tables.vms.entries()].map(([key, vm]) => [vm.id, formatMac(key.mac)]));
+    return this.#vms.get(id) ?? null;
+  }
+
+  entry({ key, tier, value }: Flow): FlowEntry {
+    const protocol = protocolName(key.proto);
+    const echo = protocol === "icmp";
+    return {
+      protocol,
+      zone: key.zone,
+      remote_address: formatAddress(key.remote),
+      remote_port: echo ? 0 : key.remotePort,
+      local_address: formatAddress(key.local),
+      local_port: echo ? 0 : key.localPort,
+      // The identifier stands in the opener's port, the other is 0.
+      icmp_id: echo ? key.remotePort || key.localPort : null,
+      tier,
+      state: stateName(value.state),
+      origin: value.flags & FLOW_FLAG.LOCAL_ORIGIN ? "local" : "remote",
+      flags: flagNames(value.flags),
+      ...this.lastHop(value.last_hop, value.flags),
+      vm_mac: this.vmMac(value.vm),
+      idle_seconds: roundIdle(idleSeconds(value.last_seen, this.now)),
+    };
+  }
+}

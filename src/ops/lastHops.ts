@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import { idleSeconds, joinLastHop, ORIGIN_NAMES } from "../abi/codec.ts";
+import { formatMac } from "../addresses.ts";
+import { openInstance } from "../kernel/instance.ts";
+import { aliasState, Tables } from "../tables/index.ts";
+import { FlowView, roundIdle, vlanTags } from "./flowView.ts";
+import type { LastHopEntry, OpContext } from "./types.ts";
+
+/** Those that frames can find or flows name, by index. Walks all flows to count them. */
+export function listLastHops(context: OpContext): LastHopEntry[] {
+  const instance = openInstance(context.pinRoot);
+  try {
+    return lastHopEntries(new Tables(instance));
+  } finally {
+    instance.close();
+  }
+}
+
+export function lastHopEntries(tables: Tables): LastHopEntry[] {
+  const view = new FlowView(tables);
+  const flows = tables.flows.countReferences();
+  const named = [...flows.keys()].map((reference) => tables.lastHops.resolve(reference));
+  const indices = new Set([...tables.lastHops.keys.entries()].map(([, index]) => index));
+  for (const found of named) if (found.state !== "stale") indices.add(found.index);
+  return [...indices]
+    .sort((a, b) => a - b)
+    .map((index) => lastHopEntry(tables, view, flows, index))
+    .filter((entry) => entry !== undefined);
+}
+
+/** Undefined if it was released meanwhile. */
+function lastHopEntry(
+  tables: Tables,
+  view: FlowView,
+  flows: ReadonlyMap<number, number>,
+  index: number,
+): LastHopEntry | undefined {
+  const record = tables.lastHops.records.get(index);
+  const alias = tables.lastHops.aliases.get(index);
+  if (!record || alias === undefined) return undefined;
+  const reference = joinLastHop(record.generation, index);
+  if (tables.lastHops.resolve(reference).state === "stale") return undefined;
+  const { last_seen, ...traffic } = tables.lastHops.traffic(index);
+  return {
+    index,
+    generation: record.generation,
+    mac: formatMac(record.mac),
+    interface: view.interfaceName(record.ifindex),
+    ifindex: record.ifindex,
+    tags: vlanTags(record.tags),
+    state: aliasState(index, alias).state,
+    origin: ORIGIN_NAMES[record.origin] ?? "learned",
+    flows: flows.get(reference) ?? 0,
+    ...traffic,
+    idle_seconds: last_seen === 0 ? null : roundIdle(idleSeconds(last_seen, view.now)),
+  };
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import { readFileSync } from "node:fs";
+import { HOOK_NAMES, POLICY_NAMES, ROLE_NAMES } from "../abi/codec.ts";
+import { INTERFACE_FLAG } from "../abi/layout.gen.ts";
+import { isAttached } from "../controller/detach.ts";
+import { type Attachment, attachmentsOn } from "../kernel/attachment.ts";
+import { ABI_NAME, type Instance, openInstance } from "../kernel/instance.ts";
+import { Netlink } from "../kernel/netlink.ts";
+import { type Link, TC_PARENT_INGRESS } from "../kernel/rtnetlink.ts";
+import { type BpfMap, tcxQuery } from "../libbpf/index.ts";
+import { type InterfaceEntry, Tables } from "../tables/index.ts";
+import type { Hook, InterfaceStatus, OpContext, Policy, Role, StatusReport, TableFill } from "./types.ts";
+
+/** The tables whose fill an operator may want to watch. */
+const HASH_TABLES = [
+  "flows4",
+  "flows6",
+  "embryos4",
+  "embryos6",
+  "vms",
+  "last_hop_index",
+  "fragments",
+] as const;
+
+/** Counting a million entries takes half a second; after this long the rest is extrapolated. */
+const COUNT_BUDGET_MS = 20;
+
+/** What is attached, and how full the tables are. Changes nothing and takes no lock. */
+export function status(context: OpContext): StatusReport {
+  using instance = openInstance(context.pinRoot);
+  using netlink = new Netlink();
+  const tables = new Tables(instance);
+  return {
+    pin_path: instance.path,
+    abi: ABI_NAME,
+    bypass: tables.control.get().bypass !== 0,
+    interfaces: tables.interfaces
+      .list()
+      .filter(isAttached)
+      .map((entry) => interfaceStatus(instance, netlink, entry)),
+    programs: instance.programNames().map((name) => programStatus(instance, name)),
+    tables: HASH_TABLES.map((name) => tableFill(instance.map(name))),
+  };
+}
+
+export function interfaceStatus(
+  instance: Instance,
+  netlink: Netlink,
+  entry: InterfaceEntry,
+): InterfaceStatus {
+  const { ifindex } = entry;
+  const link = netlink.link(ifindex);
+  const attachments = link ? attachmentsOn(instance, ifindex, link.xdp?.mode ?? null) : [];
+  const attachment = attachments.find((candidate) => candidate.alive);
+  const hook = attachment?.hook ?? (HOOK_NAMES[entry.hook] as Hook);
+  return {
+    interface: link?.name ?? entry.name,
+    ifindex,
+    role: ROLE_NAMES[entry.role] as Role,
+    hook,
+    zone: entry.zone,
+    policy: POLICY_NAMES[entry.policy] as Policy,
+    program_id: attachment?.programId ?? null,
+    state: stateOf(entry, link, attachment, attachments),
+    foreign_program_ids: link ? foreignPrograms(netlink, link, hook, attachment) : [],
+  };
+}
+
+function stateOf(
+  entry: InterfaceEntry,
+  link: Link | undefined,
+  attachment: Attachment | undefined,
+  attachments: readonly Attachment[],
+): InterfaceStatus["state"] {
+  // A link that is pinned but dead: its interface went, and another has the index.
+  if (!link || (!attachment && attachments.length > 0)) return "interface_gone";
+  if (!attachment) return "program_gone";
+  if (!link.flags.up) return "interface_down";
+  const blocked = link.portState === "blocking" || link.portState === "disabled";
+  if (blocked || entry.flags & INTERFACE_FLAG.PORT_BLOCKED) return "port_blocked";
+  return "ok";
+}
+
+/** In the order in which they run. An interface has one XDP program only. */
+function foreignPrograms(
+  netlink: Netlink,
+  link: Link,
+  hook: Hook,
+  attachment: Attachment | undefined,
+): number[] {
+  const all =
+    hook === "clsact"
+      ? clsactPrograms(netlink, link.ifindex)
+      : hook === "tcx"
+        ? (tcxQuery(link.ifindex, "ingress") ?? [])
+        : [];
+  if (hook.startsWith("xdp") && link.xdp?.programId) all.push(link.xdp.programId);
+  return all.filter((id) => id !== attachment?.programId);
+}
+
+function clsactPrograms(netlink: Netlink, ifindex: number): number[] {
+  return netlink
+    .filters(ifindex, TC_PARENT_INGRESS)
+    .sort((a, b) => a.priority - b.priority)
+    .flatMap((filter) => filter.programId ?? []);
+}
+
+function programStatus(instance: Instance, name: string): StatusReport["programs"][number] {
+  const program = instance.program(name);
+  const { id, runCount } = program.info();
+  return {
+    name,
+    id,
+    memory_bytes: memoryBytes(program.fd),
+    // Zero unless the kernel counts, sysctl kernel.bpf_stats_enabled.
+    run_count: runCount === 0n ? null : Number(runCount),
+  };
+}
+
+/** Exact, or for a table too large to count in no time within half a per cent. */
+export function tableFill(map: BpfMap): TableFill {
+  const deadline = performance.now() + COUNT_BUDGET_MS;
+  let entries = 0;
+  for (const { count, progress } of map.batches()) {
+    entries += count;
+    if (performance.now() < deadline || progress === 0) continue;
+    entries = Math.min(Math.round(entries / progress), map.maxEntries);
+    break;
+  }
+  return { table: map.name, entries, max_entries: map.maxEntries, memory_bytes: memoryBytes(map.fd) };
+}
+
+/** What the kernel says it took; null if it does not. */
+function memoryBytes(fd: number): number | null {
+  const text = readFileSync(`/proc/self/fdinfo/${fd}`, "utf8");
+  const found = /^memlock:\s*(\d+)$/m.exec(text)?.[1];
+  return found === undefined ? null : Number(found);
+}

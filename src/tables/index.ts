@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Typed views of the maps. No timeouts and no policy here.
+
+import { ControlTable } from "./control.ts";
+import { FlowTables } from "./flows.ts";
+import { InterfaceTable } from "./interfaces.ts";
+import { LastHopTables } from "./lastHops.ts";
+import type { TableSource } from "./source.ts";
+import { StructTable } from "./structTable.ts";
+import { SweepTables } from "./sweep.ts";
+import { VerdictTable } from "./verdicts.ts";
+
+export * from "./flows.ts";
+export * from "./interfaces.ts";
+export * from "./lastHops.ts";
+export type * from "./source.ts";
+
+/** Every table of an instance. */
+export class Tables {
+  readonly flows: FlowTables;
+  readonly lastHops: LastHopTables;
+  readonly interfaces: InterfaceTable;
+  /** Slot → what the hot path may still create. */
+  readonly budgets: StructTable<"u32", "budget">;
+  /** Slot → ifindex. */
+  readonly egressDevices: StructTable<"u32", "u32">;
+  readonly vms: StructTable<"vm_key", "vm">;
+  /** Slot of a tap → its usual VM. */
+  readonly taps: StructTable<"u32", "tap">;
+  readonly verdicts: VerdictTable;
+  readonly control: ControlTable;
+  /** What the programs have given out; its one record is theirs to write. */
+  readonly allocations: StructTable<"u32", "allocations">;
+  /** Five-tuple (IPv4 mapped) → number of the trace that watches it. */
+  readonly traces: StructTable<"flow6_key", "u32">;
+  readonly sweep: SweepTables;
+
+  constructor(source: TableSource) {
+    this.flows = new FlowTables(source);
+    this.lastHops = new LastHopTables(source);
+    this.interfaces = new InterfaceTable(source);
+    this.budgets = new StructTable(source, "budgets", "u32", "budget");
+    this.egressDevices = new StructTable(source, "egress_devices", "u32", "u32");
+    this.vms = new StructTable(source, "vms", "vm_key", "vm");
+    this.taps = new StructTable(source, "taps", "u32", "tap");
+    this.verdicts = new VerdictTable(source);
+    this.control = new ControlTable(source);
+    this.allocations = new StructTable(source, "allocations", "u32", "allocations");
+    this.traces = new StructTable(source, "traces", "flow6_key", "u32");
+    this.sweep = new SweepTables(source);
+  }
+}

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+// One expiry pass with the real programs: what goes, what stays, what is counted, and which last hops are
+// given back.
+
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import {
+  currentTick,
+  encode,
+  joinLastHop,
+  type StructInput,
+  secondsToTicks,
+  sizeOf,
+} from "../../src/abi/codec.ts";
+import {
+  AGE_BUCKETS,
+  FLOW_FLAG,
+  FLOW_STATE,
+  LAST_HOP_KIND,
+  ORIGIN,
+  TIMEOUT,
+} from "../../src/abi/layout.gen.ts";
+import { releaseLastHops } from "../../src/controller/lastHopRelease.ts";
+import { sweepInstance } from "../../src/controller/sweep.ts";
+import { objectPath } from "../../src/kernel/instance.ts";
+import { BpfObject } from "../../src/libbpf/index.ts";
+import { encodeFlowKey, type FlowKey, Tables, type Tier } from "../../src/tables/index.ts";
+
+const ENTRIES = 16_384;
+const LAST_HOPS = 64;
+const SIZES = {
+  flows4: ENTRIES,
+  flows6: ENTRIES,
+  embryos4: 1024,
+  embryos6: 1024,
+  fragments: 64,
+  last_hops: LAST_HOPS,
+  last_hop_alias: LAST_HOPS,
+  last_hop_free: LAST_HOPS,
+  last_hop_index: LAST_HOPS,
+  last_hop_stats: LAST_HOPS,
+  last_hop_refs: LAST_HOPS,
+};
+const TIMEOUT_SECONDS: Record<keyof typeof TIMEOUT, number> = {
+  SYN: 30,
+  TCP: 7200,
+  CLOSED: 10,
+  UDP: 60,
+  UDP_PROVISIONAL: 5,
+  ICMP: 11,
+  SCTP: 3600,
+};
+const UPLINK = 11;
+const SLOT = 1;
+const GENERATION = 3;
+
+let object: BpfObject;
+let tables: Tables;
+
+beforeEach(() => {
+  object = BpfObject.open(objectPath(), { mapMaxEntries: SIZES });
+  object.load();
+  tables = new Tables(object);
+  const timeouts: number[] = [];
+  for (const [name, index] of Object.entries(TIMEOUT)) {
+    timeouts[index] = secondsToTicks(TIMEOUT_SECONDS[name as keyof typeof TIMEOUT]);
+  }
+  tables.control.set({ timeouts });
+  tables.interfaces.set(UPLINK, { name: "uplink", slot: SLOT });
+  tables.budgets.set(SLOT, { last_hops_max: 10, vms: 2, vms_max: 10 });
+});
+
+afterEach(() => object.close());
+
+function ago(seconds: number): number {
+  return (currentTick() - secondsToTicks(seconds)) >>> 0;
+}
+
+let port = 1;
+
+function put(family: 4 | 6, proto: number, tier: Tier, value: StructInput<"flow">): FlowKey {
+  const size = family === 4 ? 4 : 16;
+  const ports = { remotePort: port++, localPort: 443 };
+  const key = {
+    family,
+    local: Buffer.alloc(size, 1),
+    remote: Buffer.alloc(size, 2),
+    ...ports,
+    zone: 0,
+    proto,
+  };
+  const bytes = tier === "established" ? encode("flow", value) : encode("embryo", { flow: value });
+  tables.flows.table(family, tier).map.update(encodeFlowKey(key), bytes);
+  return key;
+}
+
+/** As the hot path makes one: with a key, and counted. */
+function putLastHop(index: number, seenSecondsAgo: number, fields: StructInput<"last_hop"> = {}): void {
+  const record = {
+    kind: LAST_HOP_KIND.ETHERNET,
+    generation: GENERATION,
+    ifindex: UPLINK,
+    slot: SLOT,
+    mac: mac(index),
+  };
+  tables.lastHops.records.set(index, { ...record, created: ago(seenSecondsAgo), ...fields });
+  tables.lastHops.setAlias(index, GENERATION, index);
+  tables.lastHops.keys.set({ ifindex: UPLINK, mac: mac(index) }, index);
+  touch(index, ago(seenSecondsAgo));
+  const last_hops = Math.max(tables.allocations.get(0)!.last_hops, index + 1);
+  tables.allocations.set(0, { last_hops });
+}
+
+function mac(index: number): Buffer {
+  return Buffer.from([2, 0, 0, 0, 0, index]);
+}
+
+function touch(index: number, tick: number): void {
+  const map = object.map("last_hop_stats");
+  const values = Buffer.alloc(map.valueBytes);
+  encode("last_hop_stats", { request_packets: 1, last_seen: tick }, values);
+  map.update(u32(index), values);
+}
+
+function u32(value: number): Buffer {
+  const buffer = Buffer.alloc(4);
+  buffer.writeUInt32LE(value);
+  return buffer;
+}
+
+function freeIndices(): number[] {
+  const free: number[] = [];
+  for (let value = object.map("last_hop_free").pop(); value; value = object.map("last_hop_free").pop()) {
+    free.push(value.readUInt32LE());
+  }
+  return free.sort((a, b) => a - b);
+}
+
+const TCP = 6;
+const UDP = 17;
+const SCTP = 132;
+
+describe("expiry", () => {
+  const S = FLOW_STATE;
+  const cases: { state: number; protos: number[]; seconds: number }[] = [
+    { state: S.NEW, protos: [TCP, SCTP], seconds: TIMEOUT_SECONDS.SYN },
+    { state: S.SYN, protos: [TCP, SCTP], seconds: TIMEOUT_SECONDS.SYN },
+    { state: S.SYN_ACK, protos: [TCP, SCTP], seconds: TIMEOUT_SECONDS.SYN },
+    { state: S.ESTABLISHED, protos: [TCP], seconds: TIMEOUT_SECONDS.TCP },
+    { state: S.HALF_CLOSED, protos: [TCP], seconds: TIMEOUT_SECONDS.TCP },
+    { state: S.ESTABLISHED, protos: [SCTP], seconds: TIMEOUT_SECONDS.SCTP },
+    { state: S.CLOSED, protos: [TCP, SCTP], seconds: TIMEOUT_SECONDS.CLOSED },
+    { state: S.NEW, protos: [UDP], seconds: TIMEOUT_SECONDS.UDP },
+    { state: S.ESTABLISHED, protos: [UDP], seconds: TIMEOUT_SECONDS.UDP },
+    { state: S.PROVISIONAL, protos: [UDP], seconds: TIMEOUT_SECONDS.UDP_PROVISIONAL },
+    { state: S.ESTABLISHED, protos: [1, 58], seconds: TIMEOUT_SECONDS.ICMP },
+  ];
+
+  it("goes by protocol and state, in both families and tiers", async () => {
+    const kept: FlowKey[] = [];
+    const gone: FlowKey[] = [];
+    for (const { state, protos, seconds } of cases) {
+      for (const proto of protos) {
+        for (const family of [4, 6] as const) {
+          for (const tier of ["established", "embryonic"] as const) {
+            kept.push(put(family, proto, tier, { state, last_seen: ago(seconds - 2) }));
+            gone.push(put(family, proto, tier, { state, last_seen: ago(seconds + 1) }));
+          }
+        }
+      }
+    }
+    const result = await sweepInstance(object);
+    expect(result.tables.reduce((sum, { report }) => sum + report.expired, 0)).toBe(gone.length);
+    expect(result.tables.reduce((sum, { report }) => sum + report.entries, 0)).toBe(
+      gone.length + kept.length,
+    );
+    for (const key of kept) expect(tables.flows.lookup(key)).toBeDefined();
+    for (const key of gone) expect(tables.flows.lookup(key)).toBeUndefined();
+  });
+
+  it("goes by the given time alone if there is one", async () => {
+    const fresh = put(4, TCP, "established", { state: FLOW_STATE.CLOSED, last_seen: ago(25) });
+    const idle = put(4, TCP, "established", { state: FLOW_STATE.ESTABLISHED, last_seen: ago(32) });
+    await sweepInstance(object, { idleSeconds: 30 });
+    expect(tables.flows.lookup(fresh)).toBeDefined();
+    expect(tables.flows.lookup(idle)).toBeUndefined();
+    // Not even a tick ago, so it takes two passes at most.
+    await sweepInstance(object, { idleSeconds: 0 });
+    expect(tables.flows.lookup(fresh)).toBeUndefined();
+  });
+
+  it("counts by state, age and origin", async () => {
+    for (const seconds of [0.2, 3, 100])
+      put(4, TCP, "established", { state: FLOW_STATE.ESTABLISHED, last_seen: ago(seconds) });
+    put(4, TCP, "established", {
+      state: FLOW_STATE.SYN,
+      flags: FLOW_FLAG.LOCAL_ORIGIN,
+      last_seen: ago(100_000),
+    });
+    const { tables: reports } = await sweepInstance(object);
+    const { name, report } = reports[0]!;
+    expect(name).toBe("flows4");
+    expect(report).toMatchObject({ entries: 4, expired: 1, local_origin: 1 });
+    expect(report.states[FLOW_STATE.ESTABLISHED]).toBe(3);
+    expect(report.states[FLOW_STATE.SYN]).toBe(1);
+    expect(report.ages.reduce((sum, count) => sum + count)).toBe(4);
+    expect(report.ages[2]).toBe(1); // idle for 2 up to 4 seconds
+    expect(report.ages[7]).toBe(1); // 64 up to 128
+    expect(report.ages[AGE_BUCKETS - 1]).toBe(1);
+    // Another pass counts anew.
+    expect((await sweepInstance(object)).tables[0]!.report).toMatchObject({ entries: 3, expired: 0 });
+  });
+
+  it("goes over a large table in pieces, and sees each entry once", async () => {
+    const count = ENTRIES / 2;
+    const keys = Buffer.alloc(count * sizeOf("flow6_key"));
+    const values = Buffer.alloc(count * sizeOf("flow"));
+    for (let index = 0; index < count; index++) {
+      const last_seen = index % 4 === 0 ? ago(10_000) : currentTick();
+      encode("flow6_key", { local: u32(index), proto: TCP }, keys, index * sizeOf("flow6_key"));
+      encode("flow", { state: FLOW_STATE.ESTABLISHED, last_seen }, values, index * sizeOf("flow"));
+    }
+    object.map("flows6").updateBatch(keys, values, count);
+    const result = await sweepInstance(object, { pieceNs: 20_000 });
+    const { report } = result.tables[1]!;
+    expect(result.calls).toBeGreaterThan(20);
+    // A deletion can hide the next entry of its bucket from this pass, if a piece ends there; none comes twice.
+    expect(report.entries).toBeLessThanOrEqual(count);
+    expect(report.entries).toBeGreaterThan(count * 0.99);
+    const again = (await sweepInstance(object)).tables[1]!.report;
+    expect(report.expired + again.expired).toBe(count / 4);
+    expect((await sweepInstance(object)).tables[1]!.report.entries).toBe((count / 4) * 3);
+  });
+});
+
+describe("last hops", () => {
+  const idleTicks = secondsToTicks(300);
+  const release = () => releaseLastHops(tables, currentTick(), idleTicks);
+
+  it("are given back if nobody names them, and only then", async () => {
+    putLastHop(0, 1000);
+    putLastHop(1, 1000); // a flow names it
+    putLastHop(2, 100); // seen not long ago
+    putLastHop(3, 1000, { origin: ORIGIN.MANUAL });
+    putLastHop(4, 1000); // the alias of 5 names it
+    putLastHop(5, 100);
+    tables.lastHops.setAlias(5, GENERATION, 4);
+    putLastHop(6, 1000); // down, and idle all the same
+    tables.lastHops.setAlias(6, GENERATION, "route");
+    const value = { state: FLOW_STATE.ESTABLISHED, last_seen: ago(10), last_hop: joinLastHop(GENERATION, 1) };
+    put(6, TCP, "embryonic", value);
+    const { lastHopsReleased } = await sweepInstance(object);
+    expect(lastHopsReleased).toBe(2);
+    expect(tables.lastHops.refs.get(1)).toBe(1);
+    for (const index of [0, 6]) {
+      expect(tables.lastHops.keys.get({ ifindex: UPLINK, mac: mac(index) })).toBeUndefined();
+      expect(tables.lastHops.resolve(joinLastHop(GENERATION, index)).state).toBe("stale");
+      expect(tables.lastHops.records.get(index)).toMatchObject({
+        kind: LAST_HOP_KIND.NONE,
+        generation: GENERATION + 1,
+      });
+      expect(tables.lastHops.traffic(index).request_packets).toBe(0);
+    }
+    for (const index of [1, 2, 3, 4]) {
+      expect(tables.lastHops.keys.get({ ifindex: UPLINK, mac: mac(index) })).toBe(index);
+      expect(tables.lastHops.resolve(joinLastHop(GENERATION, index)).state).toBe("up");
+    }
+    expect(freeIndices()).toEqual([0, 6]);
+    // Learned ones that still have a key, and nothing else of the record is touched.
+    expect(tables.budgets.get(SLOT)).toEqual({ last_hops: 4, last_hops_max: 10, vms: 2, vms_max: 10 });
+    expect(await release()).toBe(0);
+  });
+
+  it("stay if the sweep missed a flow, or one comes in the grace period", async () => {
+    putLastHop(0, 1000);
+    putLastHop(1, 1000);
+    putLastHop(2, 1000);
+    put(4, UDP, "established", { last_hop: joinLastHop(GENERATION, 0) });
+    const released = release();
+    expect(tables.lastHops.keys.get({ ifindex: UPLINK, mac: mac(0) })).toBeUndefined();
+    put(6, UDP, "embryonic", { last_hop: joinLastHop(GENERATION, 2) });
+    expect(await released).toBe(1);
+    for (const index of [0, 2]) {
+      expect(tables.lastHops.keys.get({ ifindex: UPLINK, mac: mac(index) })).toBe(index);
+      expect(tables.lastHops.resolve(joinLastHop(GENERATION, index)).state).toBe("up");
+    }
+    expect(freeIndices()).toEqual([1]);
+  });
+
+  it("go nevertheless if another index has the key by then", async () => {
+    putLastHop(0, 1000);
+    put(4, UDP, "established", { last_hop: joinLastHop(GENERATION, 0) });
+    const released = release();
+    tables.lastHops.keys.set({ ifindex: UPLINK, mac: mac(0) }, 9);
+    expect(await released).toBe(1);
+    expect(tables.lastHops.keys.get({ ifindex: UPLINK, mac: mac(0) })).toBe(9);
+    expect(freeIndices()).toEqual([0]);
+  });
+
+  it("that an interrupted release left are found again, but not those in the making", async () => {
+    for (const index of [0, 1, 2]) {
+      putLastHop(index, 1000);
+      tables.lastHops.keys.delete({ ifindex: UPLINK, mac: mac(index) });
+      tables.lastHops.aliases.set(index, 0);
+    }
+    const released = release();
+    tables.lastHops.setAlias(1, GENERATION, 1); // a program finishes this one
+    tables.lastHops.records.set(2, { ...tables.lastHops.records.get(2)!, generation: GENERATION + 1 });
+    expect(await released).toBe(1);
+    expect(freeIndices()).toEqual([0]);
+    expect(await release()).toBe(1);
+    expect(freeIndices()).toEqual([2]);
+    expect(await release()).toBe(0);
+  });
+
+  it("never seen in traffic count from when they were made", async () => {
+    putLastHop(0, 1000);
+    touch(0, 0);
+    putLastHop(1, 10);
+    touch(1, 0);
+    expect(await release()).toBe(1);
+    expect(freeIndices()).toEqual([0]);
+  });
+});

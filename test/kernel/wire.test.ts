@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+// The programs attached to real devices, for what a test run can neither set nor show: VLAN metadata, the device
+// that a redirect really goes to, and what happens when that device is gone.
+
+import { spawnSync } from "node:child_process";
+import { closeSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import type { ReasonName } from "../../src/abi/codec.ts";
+import { loadFfi } from "../../src/ffi/index.ts";
+import { BpfLink, BpfObject, clsact, RingBuffer, tcxQuery } from "../../src/libbpf/index.ts";
+import { describeFrame } from "./support/decode.ts";
+import {
+  createDevices,
+  enterPrivateNamespace,
+  IFINDEX,
+  PEER_IFINDEX,
+  PORTS,
+  type PortName,
+} from "./support/devices.ts";
+import { ETH_P, type Tag } from "./support/packet.ts";
+import { withDestination } from "./support/rows.ts";
+import { FAMILIES, type Family, MAC } from "./support/scene.ts";
+import * as talk from "./support/talk.ts";
+import { c, v, viaB } from "./support/talk.ts";
+import { vlanTags, World } from "./support/world.ts";
+
+const WIRE_PATH = fileURLToPath(new URL("../../build/test/kernel/support/wire.bpf.o", import.meta.url));
+/** Times 2 ms. */
+const PATIENCE = 20;
+const TICK_MS = 2 ** 28 / 1e6;
+/** What capture of wire.bpf.c tells before the bytes. */
+const HEAD_OFFSET = 24;
+
+interface Captured {
+  at: PortName;
+  /** As on the wire: those of the metadata and of the frame, outer first. */
+  tags: Tag[];
+  /** Without those of the metadata. */
+  head: Buffer;
+}
+
+const AF_PACKET = 17;
+const SOCK_RAW = 3;
+
+let world: World;
+let libc: ReturnType<typeof bindLibc>;
+let packetSocket: number;
+let wire: BpfObject;
+let ring: RingBuffer;
+const links: BpfLink[] = [];
+const undo: (() => void)[] = [];
+
+function bindLibc() {
+  const library = loadFfi().open("libc.so.6");
+  return {
+    socket: library.function("socket", "i32", ["i32", "i32", "i32"]),
+    sendto: library.function("sendto", "i64", ["i32", "pointer", "size_t", "i32", "pointer", "u32"]),
+  };
+}
+
+function attachTc(program: { fd: number }, ifindex: number): void {
+  const given = program as Parameters<typeof BpfLink.attachTcx>[0];
+  if (tcxQuery(ifindex, "ingress") !== undefined) {
+    links.push(BpfLink.attachTcx(given, ifindex, "ingress"));
+    return;
+  }
+  attachClsact(program, ifindex);
+}
+
+function attachClsact(program: { fd: number }, ifindex: number): void {
+  const given = program as Parameters<typeof BpfLink.attachTcx>[0];
+  clsact.create(ifindex);
+  clsact.attach({ ifindex, direction: "ingress", program: given, handle: 1, priority: 1, replace: true });
+  undo.push(() => void clsact.destroy(ifindex));
+}
+
+function detachAll(): void {
+  for (const link of links.splice(0)) {
+    link.close();
+  }
+  for (const step of undo.splice(0)) {
+    step();
+  }
+}
+
+/** A packet socket: what it sends is like a frame of another machine, also to generic XDP. */
+function sendRaw(ifindex: number, frame: Buffer): void {
+  const address = Buffer.alloc(20); // struct sockaddr_ll
+  address.writeUInt16LE(AF_PACKET, 0);
+  address.writeUInt32LE(ifindex, 4);
+  expect(libc.sendto(packetSocket, frame, frame.length, 0, address, address.length), "sent").toBe(
+    frame.length,
+  );
+}
+
+/** With a tag in the metadata, as a NIC gives it that strips tags. */
+function sendTagged(ifindex: number, frame: Buffer, tag: Tag): void {
+  const proto = Buffer.alloc(2);
+  proto.writeUInt16BE(tag.proto ?? ETH_P.vlan);
+  const tci = ((tag.priority ?? 0) << 13) | tag.vid;
+  const context = Buffer.alloc(192);
+  context.writeUInt32LE(ifindex, 48); // cb[0]
+  context.writeUInt32LE(((proto.readUInt16LE() << 16) | tci) >>> 0, 52); // cb[1]
+  expect(wire.program("inject").testRun({ data: frame, ctx: context }).retval, "sent").toBe(0);
+}
+
+/**
+ * Puts a frame on the wire at the far end of a port. Returns the reason that the port's program counted it by: a
+ * soft interrupt later, usually of this very call.
+ */
+async function send(port: PortName, frame: Buffer, metadata?: Tag): Promise<ReasonName> {
+  world.takeCounts();
+  if (metadata) {
+    sendTagged(PEER_IFINDEX[port], frame, metadata);
+  } else {
+    sendRaw(PEER_IFINDEX[port], frame);
+  }
+  for (let tries = 0; tries < PATIENCE; tries++) {
+    const count = world.takeCounts().find(({ slot }) => slot === PORTS[port].slot);
+    if (count) {
+      return count.reason;
+    }
+    await sleep(2);
+  }
+  throw new Error(`no program saw the frame on ${port}`);
+}
+
+/** What came out of any port since the last call; the kernel's own multicast does not count. */
+async function captured(): Promise<Captured[]> {
+  const found: Captured[] = [];
+  const read = () =>
+    ring.consume((record) => {
+      const ifindex = record.readUInt32LE(0);
+      const at = (Object.keys(PEER_IFINDEX) as PortName[]).find((port) => PEER_IFINDEX[port] === ifindex)!;
+      const tags: Tag[] = [];
+      if (record.readUInt32LE(8) !== 0) {
+        const proto = record.subarray(12, 14).readUInt16BE();
+        tags.push({ proto, vid: record.readUInt32LE(16) & 0xfff });
+      }
+      const head = Buffer.from(record.subarray(HEAD_OFFSET, HEAD_OFFSET + record.readUInt32LE(20)));
+      let offset = 12;
+      while (head.readUInt16BE(offset) === ETH_P.vlan || head.readUInt16BE(offset) === ETH_P.qinq) {
+        tags.push({ proto: head.readUInt16BE(offset), vid: head.readUInt16BE(offset + 2) & 0xfff });
+        offset += 4;
+      }
+      if ((head[0]! & 1) === 1) {
+        return;
+      }
+      found.push({ at, tags, head: Buffer.concat([head.subarray(0, 12), head.subarray(offset)]) });
+    });
+  for (let tries = 0; tries < PATIENCE && found.length === 0; tries++) {
+    read();
+    if (found.length === 0) {
+      await sleep(2);
+    }
+  }
+  return found;
+}
+
+async function expectOut(at: PortName, frame: Buffer, mac: string, tags: Tag[] = []): Promise<void> {
+  const found = await captured();
+  expect(found.map((one) => `${one.at} ${describeFrame(one.head)}`)).toEqual([
+    `${at} ${describeFrame(withDestination(frame, mac))}`,
+  ]);
+  expect(found[0]!.tags).toEqual(tags.map(({ proto, vid }) => ({ proto: proto ?? ETH_P.vlan, vid })));
+}
+
+function learnedTags(f: Family): Tag[] {
+  return vlanTags(world.lastHop(world.flow(talk.tcpTuple(f))!.flow.last_hop));
+}
+
+beforeAll(() => {
+  enterPrivateNamespace();
+  createDevices();
+  libc = bindLibc();
+  packetSocket = libc.socket(AF_PACKET, SOCK_RAW, 0);
+  expect(packetSocket, "packet socket").toBeGreaterThan(0);
+  world = new World();
+  wire = BpfObject.open(WIRE_PATH);
+  wire.load();
+  ring = new RingBuffer(wire.map("captures"));
+});
+
+beforeEach(() => {
+  world.reset();
+  for (const port of ["uplink_a", "uplink_b", "tap_1", "tap_2"] as const) {
+    attachTc(wire.program("capture"), PEER_IFINDEX[port]);
+  }
+  ring.consume(() => {});
+});
+
+afterEach(detachAll);
+
+afterAll(() => {
+  detachAll();
+  ring?.close();
+  wire?.close();
+  world?.close();
+  closeSync(packetSocket);
+});
+
+const HOOKS: Record<string, () => void> = {
+  "TC (TCX where the kernel has it)": () => {
+    for (const port of ["uplink_a", "uplink_b"] as const) {
+      attachTc(world.program("learn_tc"), IFINDEX[port]);
+    }
+    attachTc(world.program("reply_tc"), IFINDEX.tap_1);
+  },
+  clsact: () => {
+    for (const port of ["uplink_a", "uplink_b"] as const) {
+      attachClsact(world.program("learn_tc"), IFINDEX[port]);
+    }
+    attachClsact(world.program("reply_tc"), IFINDEX.tap_1);
+  },
+  "generic XDP": () => {
+    for (const port of ["uplink_a", "uplink_b"] as const) {
+      links.push(BpfLink.attachXdp(world.program("learn_xdp"), IFINDEX[port], "generic"));
+    }
+    attachTc(world.program("reply_tc"), IFINDEX.tap_1);
+  },
+  "native XDP": () => {
+    for (const port of ["uplink_a", "uplink_b"] as const) {
+      links.push(BpfLink.attachXdp(world.program("learn_xdp"), IFINDEX[port], "native"));
+    }
+    attachTc(world.program("reply_tc"), IFINDEX.tap_1);
+  },
+};
+
+for (const [family, f] of Object.entries(FAMILIES)) {
+  describe.each(Object.entries(HOOKS))(`${family}, %s`, (_, attach) => {
+    test("a reply leaves by the device that its request came from, and no other", async () => {
+      attach();
+      expect(await send("uplink_a", c(f, "S"))).toBe("learn");
+      expect(await captured(), "a request goes to nobody here").toEqual([]);
+      expect(await send("tap_1", v(f, "SA"))).toBe("redirect");
+      await expectOut("uplink_a", v(f, "SA"), MAC.deviceA);
+      await send("uplink_b", c(f, "A", { frame: viaB }));
+      await send("tap_1", v(f, "PA"));
+      await expectOut("uplink_b", v(f, "PA"), MAC.deviceB);
+    });
+
+    test("what passes is not sent anywhere by us", async () => {
+      attach();
+      expect(await send("tap_1", v(f, "PA"))).toBe("no_flow");
+      expect(await captured()).toEqual([]);
+      expect(world.flowCount()).toBe(0);
+    });
+  });
+
+  describe(`${family}, VLAN metadata`, () => {
+    beforeEach(() => HOOKS["TC (TCX where the kernel has it)"]!());
+
+    const stacks: [string, Tag | undefined, Tag[]][] = [
+      ["one tag in the metadata", { vid: 10 }, []],
+      ["one tag in the frame, which the kernel strips", undefined, [{ vid: 10 }]],
+      ["an 802.1ad tag", { proto: ETH_P.qinq, vid: 30 }, []],
+      ["the outer in the metadata, the inner in the frame", { proto: ETH_P.qinq, vid: 100 }, [{ vid: 10 }]],
+      ["802.1Q twice", { vid: 100 }, [{ vid: 10 }]],
+    ];
+    test.each(stacks)("%s: remembered, and given back to the reply", async (_, metadata, tags) => {
+      const all = [...(metadata ? [metadata] : []), ...tags];
+      await send("uplink_a", c(f, "S", { frame: { tags } }), metadata);
+      expect(learnedTags(f)).toEqual(all.map(({ proto, vid }) => ({ proto: proto ?? ETH_P.vlan, vid })));
+      await send("tap_1", v(f, "SA"));
+      await expectOut("uplink_a", v(f, "SA"), MAC.deviceA, all);
+    });
+
+    test("a priority tag tells no networks apart", async () => {
+      await send("uplink_a", c(f, "S"), { vid: 0, priority: 5 });
+      expect(learnedTags(f)).toEqual([]);
+      await send("uplink_a", c(f, "S"), { vid: 0, priority: 3 });
+      await send("tap_1", v(f, "SA"));
+      await expectOut("uplink_a", v(f, "SA"), MAC.deviceA, []);
+    });
+
+    test("the same device with another tag is another last hop", async () => {
+      await send("uplink_a", c(f, "S"), { vid: 10 });
+      await send("uplink_a", c(f, "PA"), { vid: 20 });
+      await send("tap_1", v(f, "A"));
+      await expectOut("uplink_a", v(f, "A"), MAC.deviceA, [{ vid: 20 }]);
+    });
+
+    const ofVm: [string, Tag | undefined, Tag[]][] = [
+      ["one tag", { vid: 33 }, []],
+      ["two tags", { vid: 33 }, [{ vid: 44 }]],
+      ["a priority tag", { vid: 0, priority: 2 }, []],
+    ];
+    test.each(ofVm)("a VM's %s gives way to those of the last hop", async (_, metadata, tags) => {
+      await send("uplink_a", c(f, "S"));
+      await send("tap_1", v(f, "SA", { frame: { tags } }), metadata);
+      await expectOut("uplink_a", v(f, "SA"), MAC.deviceA, []);
+      await send("uplink_a", c(f, "PA", { frame: { tags: [{ vid: 10 }] } }), { proto: ETH_P.qinq, vid: 100 });
+      await send("tap_1", v(f, "A", { frame: { tags } }), metadata);
+      await expectOut("uplink_a", v(f, "A"), MAC.deviceA, [{ proto: ETH_P.qinq, vid: 100 }, { vid: 10 }]);
+    });
+
+    test("routed host: the TTL is found behind a VM's tags", async () => {
+      await send("uplink_a", c(f, "S"));
+      const frame = { to: PORTS.tap_1.mac, ttl: 64, tags: [{ vid: 44 }] };
+      await send("tap_1", v(f, "SA", { frame }), { vid: 33 });
+      const routed = v(f, "SA", { frame: { from: PORTS.uplink_a.mac, ttl: 63 } });
+      await expectOut("uplink_a", routed, MAC.deviceA, []);
+    });
+
+    test("three tags are too many", async () => {
+      const frame = c(f, "S", { frame: { tags: [{ vid: 2 }, { vid: 3 }] } });
+      expect(await send("uplink_a", frame, { vid: 1 })).toBe("vlan_depth");
+      expect(world.flowCount()).toBe(0);
+    });
+  });
+}
+
+test("a device that went is never redirected to: the kernel empties its cell, and the packet passes", async () => {
+  const f = FAMILIES.ipv4;
+  HOOKS["TC (TCX where the kernel has it)"]!();
+  await send("uplink_b", c(f, "S", { frame: viaB }));
+  await send("tap_1", v(f, "SA"));
+  await expectOut("uplink_b", v(f, "SA"), MAC.deviceB);
+  expect(spawnSync("ip", ["link", "del", "uplink_b"]).status).toBe(0);
+  await sleep(2 * TICK_MS);
+  expect(await send("tap_1", v(f, "PA"))).toBe("interface_gone");
+  expect(await captured()).toEqual([]);
+});

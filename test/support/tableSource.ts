@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tables of maps.h without programs: in the kernel, or in memory for tests without root.
+
+import { type StructName, sizeOf } from "../../src/abi/codec.ts";
+import { NEAR_INTERFACES, REASONS, TABLES } from "../../src/abi/layout.gen.ts";
+import { BPF_ANY, BPF_NOEXIST, BpfError, BpfMap, MAP_TYPE } from "../../src/libbpf/index.ts";
+import type { TableMap, TableSource } from "../../src/tables/index.ts";
+
+type Size = StructName | number;
+
+interface Shape {
+  type: keyof typeof MAP_TYPE;
+  key: Size;
+  value: Size;
+  entries: number;
+}
+
+const LAST_HOPS = 256;
+const SLOTS = 8;
+
+const SHAPES: Readonly<Record<string, Shape>> = {
+  flows4: { type: "LRU_HASH", key: "flow4_key", value: "flow", entries: 4096 },
+  flows6: { type: "LRU_HASH", key: "flow6_key", value: "flow", entries: 4096 },
+  embryos4: { type: "LRU_HASH", key: "flow4_key", value: "embryo", entries: 4096 },
+  embryos6: { type: "LRU_HASH", key: "flow6_key", value: "embryo", entries: 4096 },
+  last_hops: { type: "ARRAY", key: 4, value: "last_hop", entries: LAST_HOPS },
+  last_hop_alias: { type: "ARRAY", key: 4, value: 4, entries: LAST_HOPS },
+  last_hop_free: { type: "QUEUE", key: 0, value: 4, entries: LAST_HOPS },
+  last_hop_index: { type: "HASH", key: "last_hop_key", value: 4, entries: LAST_HOPS },
+  last_hop_stats: { type: "PERCPU_ARRAY", key: 4, value: "last_hop_stats", entries: LAST_HOPS },
+  last_hop_refs: { type: "ARRAY", key: 4, value: 4, entries: LAST_HOPS },
+  verdicts: { type: "PERCPU_ARRAY", key: 4, value: "verdict_count", entries: SLOTS * REASONS },
+  interfaces: { type: "HASH", key: 4, value: "interface", entries: 64 },
+  near_interfaces: { type: "ARRAY", key: 4, value: "interface", entries: NEAR_INTERFACES },
+  taps: { type: "ARRAY", key: 4, value: "tap", entries: SLOTS },
+  budgets: { type: "ARRAY", key: 4, value: "budget", entries: SLOTS },
+  egress_devices: { type: "DEVMAP", key: 4, value: 4, entries: SLOTS },
+  vms: { type: "HASH", key: "vm_key", value: "vm", entries: 1024 },
+  traces: { type: "HASH", key: "flow6_key", value: 4, entries: 64 },
+  allocations: { type: "ARRAY", key: 4, value: "allocations", entries: 1 },
+  control: { type: "ARRAY", key: 4, value: "control", entries: 1 },
+  sweep_reports: { type: "ARRAY", key: 4, value: "sweep_report", entries: TABLES },
+  sweep_control: { type: "ARRAY", key: 4, value: "sweep_control", entries: 1 },
+  sweep_work: { type: "ARRAY", key: 4, value: "sweep_work", entries: TABLES },
+};
+
+export interface TestSource extends TableSource {
+  close(): void;
+}
+
+const bytes = (size: Size) => (typeof size === "number" ? size : sizeOf(size));
+
+export function kernelSource(entries: Record<string, number> = {}): TestSource {
+  const maps = new Map<string, BpfMap>();
+  return {
+    map(name) {
+      let map = maps.get(name);
+      if (!map) {
+        const shape = SHAPES[name]!;
+        map = BpfMap.create({
+          type: MAP_TYPE[shape.type],
+          name,
+          keySize: bytes(shape.key),
+          valueSize: bytes(shape.value),
+          maxEntries: entries[name] ?? shape.entries,
+        });
+        maps.set(name, map);
+      }
+      return map;
+    },
+    close() {
+      for (const map of maps.values()) map.close();
+    },
+  };
+}
+
+export function memorySource(): TestSource {
+  const maps = new Map<string, TableMap>();
+  return {
+    map(name) {
+      let map = maps.get(name);
+      if (!map) {
+        map = new MemoryMap(name, SHAPES[name]!);
+        maps.set(name, map);
+      }
+      return map;
+    },
+    close() {},
+  };
+}
+
+const CPUS = 2;
+const EEXIST = 17;
+
+/** What BpfMap does, as far as test/kernel/tables.test.ts proves by running the same tests over both. */
+class MemoryMap implements TableMap {
+  readonly valueBytes: number;
+  readonly #name: string;
+  readonly #shape: Shape;
+  readonly #entries = new Map<string, Buffer>();
+  readonly #queue: Buffer[] = [];
+
+  constructor(name: string, shape: Shape) {
+    this.#name = name;
+    this.#shape = shape;
+    this.valueBytes = bytes(shape.value) * (shape.type === "PERCPU_ARRAY" ? CPUS : 1);
+    if (!shape.type.endsWith("ARRAY")) return;
+    for (let index = 0; index < shape.entries; index++) {
+      const key = Buffer.alloc(4);
+      key.writeUInt32LE(index);
+      this.#entries.set(key.toString("hex"), Buffer.alloc(this.valueBytes));
+    }
+  }
+
+  info() {
+    const { type, key, value, entries } = this.#shape;
+    const sizes = { keySize: bytes(key), valueSize: bytes(value), maxEntries: entries };
+    return { id: 0, flags: 0, name: this.#name, type: MAP_TYPE[type], ...sizes };
+  }
+
+  lookup(key: Uint8Array): Buffer | undefined {
+    const value = this.#entries.get(hex(key));
+    return value && Buffer.from(value);
+  }
+
+  lookupInto(key: Uint8Array, value: Uint8Array): boolean {
+    const found = this.#entries.get(hex(key));
+    if (found) value.set(found);
+    return found !== undefined;
+  }
+
+  update(key: Uint8Array, value: Uint8Array, flags = BPF_ANY): void {
+    if (flags === BPF_NOEXIST && this.#entries.has(hex(key))) {
+      throw new BpfError(`cannot write in the map ${this.#name}`, EEXIST);
+    }
+    this.#entries.set(hex(key), Buffer.from(value));
+  }
+
+  delete(key: Uint8Array): boolean {
+    return this.#entries.delete(hex(key));
+  }
+
+  push(value: Uint8Array): void {
+    this.#queue.push(Buffer.from(value));
+  }
+
+  pop(): Buffer | undefined {
+    return this.#queue.shift();
+  }
+
+  *batches(chunk: number) {
+    const all = [...this.#entries];
+    for (let first = 0; first < all.length; first += chunk) {
+      const part = all.slice(first, first + chunk);
+      const keys = Buffer.concat(part.map(([key]) => Buffer.from(key, "hex")));
+      const values = Buffer.concat(part.map(([, value]) => value));
+      yield { count: part.length, keys, values, progress: (first + part.length) / all.length };
+    }
+  }
+
+  deleteBatch(keys: Uint8Array, count: number): number {
+    const size = bytes(this.#shape.key);
+    let deleted = 0;
+    for (let index = 0; index < count; index++) {
+      if (this.delete(keys.subarray(index * size, (index + 1) * size))) deleted++;
+    }
+    return deleted;
+  }
+
+  updateBatch(keys: Uint8Array, values: Uint8Array, count: number): number {
+    const size = bytes(this.#shape.key);
+    for (let index = 0; index < count; index++) {
+      const value = values.subarray(index * this.valueBytes, (index + 1) * this.valueBytes);
+      this.update(keys.subarray(index * size, (index + 1) * size), value);
+    }
+    return count;
+  }
+}
+
+function hex(bytes: Uint8Array): string {
+  return Buffer.from(bytes).toString("hex");
+}
