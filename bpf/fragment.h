@@ -11,13 +11,11 @@
 
 static __always_inline void fragment_key_fill(struct fragment_key *key, const struct packet *p)
 {
-	bool local_is_source = p->local_is_source ^ p->quoted;
-
 	__builtin_memset(key, 0, sizeof(*key));
 	if (p->family == 4) {
-		*(__be32 *)key->source = local_is_source ? p->key4.local : p->key4.remote;
-		*(__be32 *)key->destination = local_is_source ? p->key4.remote : p->key4.local;
-	} else if (local_is_source) {
+		*(__be32 *)key->source = source_is_local(p) ? p->key4.local : p->key4.remote;
+		*(__be32 *)key->destination = source_is_local(p) ? p->key4.remote : p->key4.local;
+	} else if (source_is_local(p)) {
 		__builtin_memcpy(key->source, p->key6.local, 16);
 		__builtin_memcpy(key->destination, p->key6.remote, 16);
 	} else {

@@ -110,6 +110,31 @@ static __always_inline bool mac_is_zero(const __u8 *mac)
 	return !(x[0] | x[1] | x[2]);
 }
 
+#define OFFSET_MASK 0x7ff /* headers end before this */
+
+struct cursor {
+	void *data;
+	void *end;
+};
+
+/* The header of `size` bytes at the packet's offset, or NULL if it is not all there. */
+static __always_inline void *header(const struct cursor *c, const struct packet *p, __u32 size)
+{
+	__u32 offset = p->offset;
+	void *h;
+
+	/* The compiler may know the bound, the verifier does not. */
+	asm volatile("%0 &= %1" : "+r"(offset) : "i"(OFFSET_MASK));
+	h = c->data + offset;
+	return h + size > c->end ? NULL : h;
+}
+
+/* The sides of a quoted packet are swapped: it went the other way. */
+static __always_inline bool source_is_local(const struct packet *p)
+{
+	return p->local_is_source ^ p->quoted;
+}
+
 static __always_inline __u32 now_ticks(const struct control *ctl)
 {
 	if (ctl->jiffies_mult)

@@ -4,14 +4,11 @@
 #define LASTHOP_LEARN_H
 
 #include "count.h"
+#include "fib.h"
 #include "frame.h"
 #include "key.h"
 #include "last_hop.h"
 #include "maps.h"
-
-/* bpf_fib_lookup's AF_: the kernel's numbers, without pulling in a libc header. */
-#define FIB_INET  2
-#define FIB_INET6 10
 
 static __always_inline struct vm *vm_find(__u16 zone, const __u8 *mac)
 {
@@ -40,17 +37,7 @@ static __noinline int learn_routed(void *ctx, const struct packet *p, const stru
 	struct interface *out;
 	long rc;
 
-	fib.ifindex = in->l3_ifindex;
-	fib.l4_protocol = packet_proto(p);
-	if (p->family == 4) {
-		fib.family = FIB_INET;
-		fib.ipv4_src = p->key4.remote;
-		fib.ipv4_dst = p->key4.local;
-	} else {
-		fib.family = FIB_INET6;
-		__builtin_memcpy(fib.ipv6_src, p->key6.remote, 16);
-		__builtin_memcpy(fib.ipv6_dst, p->key6.local, 16);
-	}
+	fib_ask(&fib, p, in, true);
 	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	if (rc == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return REASON_FOR_HOST;

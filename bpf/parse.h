@@ -13,19 +13,13 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
-#include <linux/tcp.h>
 #include "frame.h"
 #include "fragment.h"
+#include "transport.h"
 
 #define IPV6_EXTENSIONS_MAX 6
 #define IP_OFFSET_MASK	    0x1fff
 #define IP_MORE_FRAGMENTS   0x2000
-#define OFFSET_MASK	    0x7ff /* headers end before this */
-
-struct cursor {
-	void *data;
-	void *end;
-};
 
 struct vlan_header {
 	__be16 tci;
@@ -45,51 +39,6 @@ struct ipv6_fragment {
 	__be16 offset;
 	__be32 id;
 };
-
-struct ports {
-	__be16 source;
-	__be16 destination;
-};
-
-struct udp_header {
-	struct ports ports;
-	__be16 length;
-	__be16 checksum;
-};
-
-struct icmp_header {
-	__u8 type;
-	__u8 code;
-	__be16 checksum;
-	__be16 id; /* echo */
-	__be16 sequence;
-};
-
-struct sctp_header {
-	struct ports ports;
-	__be32 tag;
-	__be32 checksum;
-	__u8 chunk;
-	__u8 flags;
-	__be16 length;
-};
-
-#define TCP_FIN 0x01
-#define TCP_SYN 0x02
-#define TCP_RST 0x04
-#define TCP_ACK 0x10
-
-/* The header of `size` bytes at the packet's offset, or NULL if it is not all there. */
-static __always_inline void *header(const struct cursor *c, const struct packet *p, __u32 size)
-{
-	__u32 offset = p->offset;
-	void *h;
-
-	/* The compiler may know the bound, the verifier does not. */
-	asm volatile("%0 &= %1" : "+r"(offset) : "i"(OFFSET_MASK));
-	h = c->data + offset;
-	return h + size > c->end ? NULL : h;
-}
 
 static __always_inline bool is_vlan(__be16 proto)
 {
@@ -162,12 +111,6 @@ static __always_inline bool ip6_is_martian_source(const struct in6_addr *a)
 		(a->in6_u.u6_addr32[3] & bpf_htonl(0xfffffffe)) == 0);
 }
 
-/* The sides of a quoted packet are swapped: it went the other way. */
-static __always_inline bool source_is_local(const struct packet *p)
-{
-	return p->local_is_source ^ p->quoted;
-}
-
 static __always_inline void key4_addresses(struct packet *p, const struct iphdr *h)
 {
 	p->key_words[0] = source_is_local(p) ? h->saddr | (__u64)h->daddr << 32
@@ -182,20 +125,6 @@ static __always_inline void key6_addresses(struct packet *p, const struct ipv6hd
 	p->key_words[1] = source_is_local(p) ? source[1] : destination[1];
 	p->key_words[2] = source_is_local(p) ? destination[0] : source[0];
 	p->key_words[3] = source_is_local(p) ? destination[1] : source[1];
-}
-
-/* Ports, zone and proto are the last word of either key. */
-static __always_inline void key_ports(struct packet *p, __be16 source, __be16 destination)
-{
-	__be16 local = source_is_local(p) ? source : destination;
-	__be16 remote = source_is_local(p) ? destination : source;
-	__u64 word = local | (__u64)remote << 16 | (__u64)p->zone << 32 | (__u64)p->proto << 48;
-
-	if (p->family == 4)
-		p->key_words[1] = word;
-	else
-		p->key_words[4] = word;
-	p->keyed = 1;
 }
 
 /* `room`: bytes that the frame really has from here on. A quote is cut short and has no such bound.
@@ -314,135 +243,6 @@ static __always_inline int parse_extensions(const struct cursor *c, struct packe
 	return REASON_EXTENSION_HEADERS;
 }
 
-static __always_inline int tcp_read(struct packet *p, const struct tcphdr *h, __u32 payload_bytes)
-{
-	__u32 header_bytes = h->doff * 4;
-	__u8 flags = ((const __u8 *)h)[13];
-
-	if (header_bytes < sizeof(*h) || payload_bytes < header_bytes)
-		return REASON_MALFORMED;
-	if ((flags & TCP_SYN) && (flags & (TCP_FIN | TCP_RST)))
-		return REASON_MALFORMED;
-	p->tcp_flags = flags;
-	p->fin = flags & TCP_FIN;
-	p->seq = bpf_ntohl(h->seq);
-	p->ack = bpf_ntohl(h->ack_seq);
-	p->seq_end =
-		p->seq + payload_bytes - header_bytes + !!(flags & TCP_SYN) + !!(flags & TCP_FIN);
-	if (flags & TCP_RST)
-		p->kind = PACKET_ABORT;
-	else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
-		p->kind = PACKET_OPEN;
-	else if (flags & TCP_SYN)
-		p->kind = PACKET_ANSWER;
-	return PARSED;
-}
-
-static __always_inline int parse_tcp(const struct cursor *c, struct packet *p)
-{
-	struct tcphdr *h = header(c, p, sizeof(*h));
-
-	return h ? tcp_read(p, h, p->payload_bytes) : PARSE_SHORT;
-}
-
-static __always_inline int parse_udp(const struct cursor *c, struct packet *p)
-{
-	struct udp_header *h = header(c, p, sizeof(*h));
-	__u32 length;
-
-	if (!h)
-		return PARSE_SHORT;
-	length = bpf_ntohs(h->length);
-	/* A datagram in fragments is longer than its first; 0 is a jumbogram's (RFC 2675 4). */
-	if (!length && p->family == 6)
-		return PARSED;
-	if (length < sizeof(*h) || (!p->more_fragments && length > p->payload_bytes))
-		return REASON_MALFORMED;
-	return PARSED;
-}
-
-static __always_inline int parse_sctp(const struct cursor *c, struct packet *p)
-{
-	struct sctp_header *h = header(c, p, sizeof(*h));
-
-	if (!h || p->payload_bytes < sizeof(*h))
-		return h ? REASON_MALFORMED : PARSE_SHORT;
-	switch (h->chunk) { /* RFC 9260 3.2 */
-	case 1:
-		p->kind = PACKET_OPEN;
-		break;
-	case 2:
-		p->kind = PACKET_ANSWER;
-		break;
-	case 6:	 /* ABORT */
-	case 14: /* SHUTDOWN COMPLETE */
-		p->kind = PACKET_ABORT;
-		break;
-	}
-	return PARSED;
-}
-
-static __always_inline bool icmp_is_error(__u8 family, __u8 type)
-{
-	if (family == 4) /* unreachable, source quench, time exceeded, parameter problem */
-		return type == 3 || type == 4 || type == 11 || type == 12;
-	return type >= 1 && type <= 4;
-}
-
-static __always_inline int parse_icmp(const struct cursor *c, struct packet *p)
-{
-	struct icmp_header *h = header(c, p, sizeof(*h));
-	__u8 request = p->family == 4 ? 8 : 128, reply = p->family == 4 ? 0 : 129;
-
-	if (!h)
-		return PARSE_SHORT;
-	if (!p->quoted && p->payload_bytes < sizeof(*h))
-		return REASON_MALFORMED;
-	p->source_port = 0;
-	p->destination_port = 0;
-	if (h->type == request) {
-		p->source_port = h->id;
-		p->kind = PACKET_OPEN;
-		return PARSED;
-	}
-	if (h->type == reply) {
-		p->destination_port = h->id;
-		p->kind = PACKET_ANSWER;
-		return PARSED;
-	}
-	if (!icmp_is_error(p->family, h->type) || p->quoted)
-		return REASON_PROTOCOL;
-	p->kind = PACKET_ERROR;
-	p->offset += sizeof(*h);
-	return PARSE_QUOTE;
-}
-
-/* A quote holds at least 8 bytes of it (RFC 792): the ports, no more. */
-static __always_inline int parse_transport(const struct cursor *c, struct packet *p)
-{
-	__u8 icmp = p->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
-	struct ports *ports;
-
-	if (p->proto == icmp)
-		return parse_icmp(c, p);
-	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_SCTP)
-		return REASON_PROTOCOL;
-	ports = header(c, p, sizeof(*ports));
-	if (!ports)
-		return PARSE_SHORT;
-	if (!p->quoted && p->payload_bytes < 8)
-		return REASON_MALFORMED;
-	p->source_port = ports->source;
-	p->destination_port = ports->destination;
-	if (p->quoted)
-		return PARSED;
-	if (p->proto == IPPROTO_TCP)
-		return parse_tcp(c, p);
-	if (p->proto == IPPROTO_UDP)
-		return parse_udp(c, p);
-	return parse_sctp(c, p);
-}
-
 /* What is behind the IP headers. Later fragments have no ports: those of the first are used. */
 static __always_inline int parse_datagram(const struct cursor *c, struct packet *p)
 {
@@ -461,22 +261,6 @@ static __always_inline int parse_datagram(const struct cursor *c, struct packet 
 	if (p->more_fragments && !p->fragment_offset && !p->quoted)
 		fragment_note(p);
 	return PARSED;
-}
-
-/* Most packets: worth a way without a call, which costs 10 ns. */
-static __always_inline bool is_whole_tcp(const struct packet *p)
-{
-	return p->proto == IPPROTO_TCP && !p->fragment_offset && !p->more_fragments;
-}
-
-static __always_inline int parse_whole_tcp(const struct cursor *c, struct packet *p)
-{
-	struct tcphdr *h = header(c, p, sizeof(*h));
-
-	if (!h)
-		return PARSE_SHORT;
-	key_ports(p, h->source, h->dest);
-	return tcp_read(p, h, p->payload_bytes);
 }
 
 /* Ethernet, tags, and the fixed IP header. */

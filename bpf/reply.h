@@ -6,6 +6,7 @@
 #include <linux/if_ether.h>
 #include <linux/pkt_cls.h>
 #include "count.h"
+#include "fib.h"
 #include "frame.h"
 #include "key.h"
 #include "last_hop.h"
@@ -228,17 +229,7 @@ static __noinline int reply_observe(struct __sk_buff *skb, const struct packet *
 	if (!routed)
 		return mac_equal(p->destination, record->mac) ? REASON_OBSERVE_SAME
 							      : REASON_OBSERVE_CHANGE;
-	fib.ifindex = in->l3_ifindex;
-	fib.l4_protocol = packet_proto(p);
-	if (p->family == 4) {
-		fib.family = FIB_INET;
-		fib.ipv4_src = p->key4.local;
-		fib.ipv4_dst = p->key4.remote;
-	} else {
-		fib.family = FIB_INET6;
-		__builtin_memcpy(fib.ipv6_src, p->key6.local, 16);
-		__builtin_memcpy(fib.ipv6_dst, p->key6.remote, 16);
-	}
+	fib_ask(&fib, p, in, false);
 	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	if (rc == BPF_FIB_LKUP_RET_SUCCESS && mac_equal(fib.dmac, record->mac))
 		return REASON_OBSERVE_SAME;
