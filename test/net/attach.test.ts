@@ -407,6 +407,37 @@ describe("an attach that fails in the middle", () => {
   });
 });
 
+describe("what a killed command left", () => {
+  it("half-made tables are removed", async () => {
+    await lasthop.attach("wan", "uplink");
+    const [version] = readdirSync(lab.pinRoot);
+    await lasthop.must("detach", "--all", "--purge");
+    await must(["mkdir", "-p", `${lab.pinRoot}/${version}_new/links`]);
+    await lasthop.attach("wan", "uplink");
+    expect(readdirSync(lab.pinRoot)).toEqual([version]);
+  });
+
+  it("a link that was to replace another takes its place when that is gone", async () => {
+    const { ifindex } = await lasthop.attach("wan", "uplink");
+    const [version] = readdirSync(lab.pinRoot);
+    const path = `${lab.pinRoot}/${version}/links/uplink-${ifindex}`;
+    await must(["mv", path, `${path}_new`]);
+    expect(await statusOf("wan")).toMatchObject({ state: "program_gone" });
+    expect((await lasthop.attach("wan", "uplink")).actions).toEqual([]);
+    expect(await statusOf("wan")).toMatchObject({ state: "ok" });
+    expect(await programsOn("wan")).toEqual({ tcx: ["learn_tc"] });
+  });
+
+  it("an entry without a program gets one", async () => {
+    const { ifindex } = await lasthop.attach("wan", "uplink", { zone: 4 });
+    const [version] = readdirSync(lab.pinRoot);
+    await must(["rm", `${lab.pinRoot}/${version}/links/uplink-${ifindex}`]);
+    expect(await programsOn("wan")).toEqual({});
+    expect(await lasthop.attach("wan", "uplink")).toMatchObject({ zone: 4, hook: "tcx" });
+    expect(await programsOn("wan")).toEqual({ tcx: ["learn_tc"] });
+  });
+});
+
 describe("an interface that comes back under its name", () => {
   it("is attached anew, and what was left of the old one is forgotten", async () => {
     await host.ip(...makeVeth("again"));

@@ -131,7 +131,12 @@ describe.each(["bridged", "routed"] as const)("interfaces of a %s host that go",
     await open("uplink");
     await site.host.ip("link del dev up-a");
     expect(await site.client.agent.call("echoAll", { timeoutMs: 300 })).toMatchObject({ alive: 0 });
-    expect(await lasthop.packets("interface_gone")).toBeGreaterThan(0);
+    const [flow] = await lasthop.flows("--address", site.client.address[4]);
+    const tuple = ["tcp", `${site.client.address[4]}:${flow?.remote_port}`, `${site.vm.address[4]}:7`];
+    expect(await lasthop.json("explain", ...tuple)).toMatchObject({
+      verdict: "pass",
+      reason: "interface_gone",
+    });
     const { interfaces } = await lasthop.status();
     expect(interfaces.find((one) => one.interface === "up-a")).toMatchObject({ state: "interface_gone" });
     await site.routeClientsBy("c");

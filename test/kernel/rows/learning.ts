@@ -9,7 +9,7 @@ import type { Row } from "../support/rows.ts";
 import { MAC } from "../support/scene.ts";
 import * as talk from "../support/talk.ts";
 import { A, C, c, ce, cs, cu, toVm2, VM1, v, ve, vs, vu } from "../support/talk.ts";
-import { INTERFACE_FLAG, LAST_HOPS, POLICY, u32 } from "../support/world.ts";
+import { INTERFACE_FLAG, LAST_HOPS, NEAR_INTERFACES, POLICY, u32 } from "../support/world.ts";
 
 const HOST_A = PORTS.uplink_a.mac;
 
@@ -341,6 +341,20 @@ export const learningRows: Row[] = [
     }),
   },
   {
+    description: "never: source MAC is that of the uplink itself where the bridge has another",
+    make: (f) => ({
+      tuple: talk.tcpTuple(f),
+      given: (world) =>
+        world.changeInterface("uplink_a", {
+          host_mac: macBytes(PORTS.bridge.mac),
+          l3_ifindex: IFINDEX.bridge,
+        }),
+      steps: [
+        { at: "uplink_a", packet: c(f, "S", { frame: { from: HOST_A } }), reason: "source_mac", flow: null },
+      ],
+    }),
+  },
+  {
     description: "never: source MAC is a VM's (a hairpin, or a loop)",
     make: (f) => ({
       tuple: talk.tcpTuple(f),
@@ -602,7 +616,18 @@ export const learningRows: Row[] = [
     make: (f) => ({
       tuple: talk.tcpTuple(f),
       steps: [
-        { at: "uplink_a", packet: c(f, "S"), reason: "learn", flow: { lastHop: A } },
+        {
+          at: "uplink_a",
+          packet: c(f, "S"),
+          reason: "learn",
+          flow: { lastHop: A },
+          check: (world) => {
+            const stats = world.stats(world.flow(talk.tcpTuple(f))!.flow.last_hop & 0xfffff);
+            if (stats.request_packets !== 1 || stats.request_bytes !== c(f, "S").length) {
+              throw new Error(`counted ${JSON.stringify(stats)}`);
+            }
+          },
+        },
         {
           at: "uplink_a",
           packet: cu(f),
@@ -717,6 +742,27 @@ export const learningRows: Row[] = [
           tuple: { ...talk.tcpTuple(f), local: f.vm2 },
           flow: { vm: talk.VM2 },
         },
+      ],
+    }),
+  },
+  {
+    description: "two interfaces that meet in one cell of the near array are told apart",
+    make: (f) => ({
+      tuple: talk.tcpTuple(f),
+      given: (world) => {
+        const far = world.get("interfaces", u32(IFINDEX.tap_1), "interface")!;
+        for (const port of ["uplink_a", "stranger"] as const) {
+          const cell = u32(IFINDEX[port] % NEAR_INTERFACES);
+          world.put("near_interfaces", cell, "interface", {
+            ...far,
+            ifindex: IFINDEX[port] + NEAR_INTERFACES,
+          });
+        }
+      },
+      steps: [
+        { at: "uplink_a", packet: c(f, "S"), reason: "learn", flow: { lastHop: A } },
+        { at: "stranger", as: "tap", packet: v(f, "SA"), reason: "not_attached" },
+        { at: "tap_1", packet: v(f, "SA"), reason: "redirect", to: A },
       ],
     }),
   },

@@ -22,7 +22,17 @@ export const promotionRows: Row[] = [
       tuple: talk.tcpTuple(f),
       steps: [
         ...begun(f),
-        { at: "uplink_a", packet: c(f, "A"), reason: "promote", flow: proven },
+        {
+          at: "uplink_a",
+          packet: c(f, "A"),
+          reason: "promote",
+          flow: proven,
+          check: (world) => {
+            if (world.flowCount() !== 1) {
+              throw new Error("still in the embryonic tier too");
+            }
+          },
+        },
         { at: "uplink_a", packet: c(f, "PA"), reason: "refresh", flow: proven },
         { at: "tap_1", packet: v(f, "PA"), reason: "redirect", to: A, flow: proven },
       ],

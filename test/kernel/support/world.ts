@@ -539,5 +539,5 @@ export function vlanTags(record: StructValue<"last_hop">): Tag[] {
   return record.tags.filter((tag) => tag.proto !== 0).map(({ proto, vid }) => ({ proto, vid }));
 }
 
-export { INTERFACE_FLAG, macText, POLICY, REASON };
+export { INTERFACE_FLAG, macText, NEAR_INTERFACES, POLICY, REASON };
 export const CPUS = cpus().length;
