@@ -392,6 +392,13 @@ struct sweep_record {
 	__u64 elapsed_ns; /* of this read */
 };
 
+/* What sweep_key is asked to look at: one entry of a table with few. */
+struct sweep_key {
+	__u32 table; /* enum table */
+	__u32 reserved;
+	__u8 key[40];
+};
+
 /* sweep_work: enum table -> a pass under way */
 struct sweep_work {
 	__u64 started_ns; /* of this read, 0 between two */
@@ -425,6 +432,7 @@ ASSERT_BYTES(struct event, 88);
 ASSERT_BYTES(struct sweep_report, 8 * (3 + FLOW_STATES + AGE_BUCKETS));
 ASSERT_BYTES(struct sweep_control, 16);
 ASSERT_BYTES(struct sweep_record, 16);
+ASSERT_BYTES(struct sweep_key, 48);
 ASSERT_BYTES(struct sweep_work, 64);
 
 #endif

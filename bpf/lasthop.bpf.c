@@ -106,4 +106,25 @@ int sweep_embryos6(struct bpf_iter__bpf_map_elem *ctx)
 	return sweep_entry(ctx, &embryos6, TABLE_EMBRYOS6, sizeof(struct flow6_key));
 }
 
+SEC("syscall")
+int sweep_key(struct sweep_key *asked)
+{
+	struct flow4_key key4;
+	struct flow6_key key6;
+
+	__builtin_memcpy(&key4, asked->key, sizeof(key4));
+	__builtin_memcpy(&key6, asked->key, sizeof(key6));
+	switch (asked->table) {
+	case TABLE_FLOWS4:
+		return sweep_single(&flows4, TABLE_FLOWS4, &key4, key4.proto);
+	case TABLE_FLOWS6:
+		return sweep_single(&flows6, TABLE_FLOWS6, &key6, key6.proto);
+	case TABLE_EMBRYOS4:
+		return sweep_single(&embryos4, TABLE_EMBRYOS4, &key4, key4.proto);
+	case TABLE_EMBRYOS6:
+		return sweep_single(&embryos6, TABLE_EMBRYOS6, &key6, key6.proto);
+	}
+	return 0;
+}
+
 char LICENSE[] SEC("license") = "GPL";

@@ -233,6 +233,9 @@ static __noinline int reply_observe(struct __sk_buff *skb, const struct packet *
 	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	if (rc == BPF_FIB_LKUP_RET_SUCCESS && mac_equal(fib.dmac, record->mac))
 		return REASON_OBSERVE_SAME;
+	/* A neighbour that is being looked up: only the interface is known. */
+	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH && fib.ifindex == record->ifindex)
+		return REASON_OBSERVE_SAME;
 	return REASON_OBSERVE_CHANGE;
 }
 

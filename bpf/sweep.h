@@ -164,4 +164,28 @@ static __always_inline int sweep_entry(struct bpf_iter__bpf_map_elem *ctx, void 
 	return 0;
 }
 
+/*
+ * The same for one entry. Between entries an iterator cannot be stopped, and it spends 20 ns on
+ * each bucket without any, so a large table with few of them is not for it.
+ */
+static __always_inline int sweep_single(void *map, __u32 table, const void *key, __u8 proto)
+{
+	__u32 zero = 0, now;
+	struct sweep_report *report = bpf_map_lookup_elem(&sweep_reports, &table);
+	struct sweep_control *how = bpf_map_lookup_elem(&sweep_control, &zero);
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	struct flow *flow = bpf_map_lookup_elem(map, key);
+
+	if (!report || !how || !ctl || !flow)
+		return 0;
+	now = now_ticks(ctl);
+	sweep_count(report, flow, flow_age(flow, now));
+	if (!flow_is_idle(flow, proto, now, ctl, how))
+		return 0;
+	sweep_reference(flow, -1);
+	if (!bpf_map_delete_elem(map, key))
+		report->expired++;
+	return 0;
+}
+
 #endif

@@ -3,7 +3,7 @@
 // no call holds a processor for long, and then give back the last hops that nobody names any more.
 
 import { setImmediate as turn } from "node:timers/promises";
-import { currentTick, type StructValue, secondsToTicks, sizeOf } from "../abi/codec.ts";
+import { currentTick, encode, type StructValue, secondsToTicks, sizeOf } from "../abi/codec.ts";
 import { BpfLink, type BpfMap, type BpfProgram } from "../libbpf/index.ts";
 import { Tables } from "../tables/index.ts";
 import { releaseLastHops } from "./lastHopRelease.ts";
@@ -11,11 +11,14 @@ import { releaseLastHops } from "./lastHopRelease.ts";
 /** Pieces of a walk last so long in the kernel; the bound to keep is 10 ms. */
 const PIECE_NS = 2_000_000;
 const LAST_HOP_IDLE_SECONDS = 300;
+const FEW = 64;
 
 export interface SweepOptions {
   /** Expire what was idle for so long, instead of by the timeouts. */
   idleSeconds?: number;
   pieceNs?: number;
+  /** A table with fewer entries is not walked: they are looked at one by one. */
+  few?: number;
 }
 
 export interface SweepResult {
@@ -45,9 +48,9 @@ export async function sweepInstance(instance: Programs, options: SweepOptions = 
   const result: SweepResult = { durationNs: 0, longestCallNs: 0, calls: 0, tables: [], lastHopsReleased: 0 };
   for (const { name, table } of tables.flows.all) {
     tables.sweep.reset(table);
-    if (!isEmpty(instance.map(name), result)) {
-      await walk(instance.program(`sweep_${name}`), instance.map(name), result);
-    }
+    const few = fewKeys(instance.map(name), options.few ?? FEW, result);
+    if (few) sweepKeys(instance.program("sweep_key"), table, few, result);
+    else await walk(instance.program(`sweep_${name}`), instance.map(name), result);
     result.tables.push({ name, report: tables.sweep.report(table) });
   }
   const lastHopIdle = secondsToTicks(options.idleSeconds ?? LAST_HOP_IDLE_SECONDS);
@@ -58,10 +61,25 @@ export async function sweepInstance(instance: Programs, options: SweepOptions = 
 
 /**
  * An iterator cannot stop between buckets that hold nothing, and spends 20 ns on each: longer than a call may
- * take, for a large table without entries. This look takes a thirtieth of that.
+ * take, for a large table with hardly an entry. This look takes a thirtieth of that. Null if there are many.
  */
-function isEmpty(map: BpfMap, result: SweepResult): boolean {
-  return timed(result, () => map.nextKey(null)) === undefined;
+function fewKeys(map: BpfMap, few: number, result: SweepResult): Buffer[] | null {
+  const keys = new Map<string, Buffer>();
+  let key: Buffer | null = null;
+  // A key that vanishes makes the kernel begin anew, so steps are counted and not keys.
+  for (let step = 0; step < few; step++) {
+    const next: Buffer | undefined = timed(result, () => map.nextKey(key));
+    if (next === undefined) return [...keys.values()];
+    keys.set(next.toString("hex"), next);
+    key = next;
+  }
+  return null;
+}
+
+function sweepKeys(program: BpfProgram, table: number, keys: readonly Buffer[], result: SweepResult): void {
+  for (const key of keys) {
+    timed(result, () => program.testRun({ ctx: encode("sweep_key", { table, key }) }));
+  }
 }
 
 function timed<T>(result: SweepResult, call: () => T): T {

@@ -29,6 +29,16 @@ export function lastHopEntries(tables: Tables): LastHopEntry[] {
     .filter((entry) => entry !== undefined);
 }
 
+function lastHopState(
+  tables: Tables,
+  index: number,
+  alias: number,
+  { slot, ifindex }: { slot: number; ifindex: number },
+): LastHopEntry["state"] {
+  const { state } = aliasState(index, alias);
+  return state === "up" && tables.egressDevices.get(slot) !== ifindex ? "gone" : state;
+}
+
 /** Undefined if it was released meanwhile. */
 function lastHopEntry(
   tables: Tables,
@@ -49,7 +59,7 @@ function lastHopEntry(
     interface: view.interfaceName(record.ifindex),
     ifindex: record.ifindex,
     tags: vlanTags(record.tags),
-    state: aliasState(index, alias).state,
+    state: lastHopState(tables, index, alias, record),
     origin: ORIGIN_NAMES[record.origin] ?? "learned",
     flows: flows.get(reference) ?? 0,
     ...traffic,

@@ -123,8 +123,8 @@ export interface LastHopEntry {
   interface: string;
   ifindex: number;
   tags: VlanTag[];
-  /** `up`, or what the operator or the controller made of it. */
-  state: "up" | "route" | "drop" | "alias";
+  /** `up`, or what the operator or the controller made of it; `gone`: its interface no longer exists. */
+  state: "up" | "route" | "drop" | "alias" | "gone";
   origin: "learned" | "manual" | "config";
   flows: number;
   request_packets: number;

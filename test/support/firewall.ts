@@ -116,15 +116,4 @@ export class Firewall {
       };
     });
   }
-
-  /** The lines of its connection table that contain all the words. */
-  async connections(...words: string[]): Promise<string[]> {
-    const lists = await Promise.all(
-      ["ipv4", "ipv6"].map((family) => this.namespace.must(["conntrack", "-L", "-f", family])),
-    );
-    return lists
-      .join("")
-      .split("\n")
-      .filter((line) => line !== "" && words.every((word) => line.includes(word)));
-  }
 }

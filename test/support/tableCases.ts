@@ -449,11 +449,12 @@ export function describeTables(label: string, makeSource: () => TestSource): voi
           name,
         ]),
       ).toEqual([
-        [HOP_A, "up", "learned", 2, "uplink-a"],
-        [HOP_B, "up", "learned", 0, "uplink-b"],
+        // There is no such netdev here.
+        [HOP_A, "gone", "learned", 2, "uplink-a"],
+        [HOP_B, "gone", "learned", 0, "uplink-b"],
         [HOP_ALIAS, "alias", "learned", 0, "if99"],
         [HOP_DOWN, "route", "learned", 1, "uplink-a"],
-        [8, "up", "manual", 1, "uplink-a"],
+        [8, "gone", "manual", 1, "uplink-a"],
       ]);
       expect(entries[0]).toMatchObject({
         mac: "02:00:00:00:0a:01",

@@ -6,7 +6,7 @@ import { decodeFrame } from "../support/decode.ts";
 import { IFINDEX, IFINDEX_GONE, PORTS } from "../support/devices.ts";
 import { arp, ethernet } from "../support/packet.ts";
 import type { Row, Step } from "../support/rows.ts";
-import { type Family, MAC } from "../support/scene.ts";
+import { type Family, type FrameOptions, MAC } from "../support/scene.ts";
 import * as talk from "../support/talk.ts";
 import { A, B, c, cu, VM1, VM2, v, viaB, vu } from "../support/talk.ts";
 import { POLICY, u32, type World } from "../support/world.ts";
@@ -444,26 +444,34 @@ export const replyRows: Row[] = [
   {
     description: "routed host: the header checksum is right whatever it was",
     families: [4],
-    make: (f) => ({
-      tuple: talk.tcpTuple(f),
-      given: given(f, B),
-      // Every carry out of the high byte that the update can meet.
-      steps: Array.from({ length: 300 }, (_, index): Step => {
-        const frame = { to: HOST_TAP, ttl: 64, v4: { id: index * 218 } };
-        return {
-          at: "tap_1",
-          packet: v(f, "A", { frame }),
-          reason: "redirect",
-          to: B,
-          out: v(f, "A", { frame: { ...frame, to: MAC.deviceB, from: PORTS.uplink_b.mac, ttl: 63 } }),
-          check: (_, run) => {
-            if (!decodeFrame(run.out).ip!.headerChecksumOk) {
-              throw new Error(`wrong header checksum for id ${frame.v4.id}`);
-            }
+    make: (f) => {
+      const frame = { to: HOST_TAP, ttl: 64 };
+      const packet = (id: number, more: FrameOptions) =>
+        v(f, "A", { frame: { ...frame, v4: { id }, ...more } });
+      const sum = ~packet(0, {}).readUInt16BE(24) & 0xffff;
+      return {
+        tuple: talk.tcpTuple(f),
+        given: given(f, B),
+        // Around every carry that the update can meet, by the identification that gives this checksum.
+        steps: [0xfeff, 0xfefe, 0xff00, 0xff01, 0xffff, 0xfffe, 0xfdff, 0xfe00, 0, 1, 0xff, 0x100].map(
+          (check): Step => {
+            const id = ((~check & 0xffff) - sum + 0xffff) % 0xffff;
+            return {
+              at: "tap_1",
+              packet: packet(id, {}),
+              reason: "redirect",
+              to: B,
+              out: packet(id, { to: MAC.deviceB, from: PORTS.uplink_b.mac, ttl: 63 }),
+              check: (_, run) => {
+                if (!decodeFrame(run.out).ip!.headerChecksumOk) {
+                  throw new Error(`wrong header checksum after 0x${check.toString(16)}`);
+                }
+              },
+            };
           },
-        };
-      }),
-    }),
+        ),
+      };
+    },
   },
   {
     description: "routed host: with a TTL of 1 the packet goes to the stack",

@@ -36,6 +36,9 @@ export const PEER_IFINDEX = Object.fromEntries(
   Object.entries(IFINDEX).map(([name, ifindex]) => [name, ifindex + 100]),
 ) as Record<PortName, number>;
 
+/** Room for frames that a packet socket does not send in one piece. */
+const MTU = 9000;
+
 /** An ifindex that no netdev has. */
 export const IFINDEX_GONE = 4000;
 
@@ -65,7 +68,7 @@ export function createDevices(): void {
           : `${head} type veth peer name ${name}_peer index ${PEER_IFINDEX[name as PortName]}`,
         // Without link-local addresses the kernel itself is quiet.
         ...(name === "bridge" ? [name] : [name, `${name}_peer`]).flatMap((one) => [
-          `link set ${one} addrgenmode none`,
+          `link set ${one} addrgenmode none mtu ${MTU}`,
           `link set ${one} up`,
         ]),
       ];

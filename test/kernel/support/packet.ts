@@ -261,6 +261,17 @@ export const SCTP_CHUNK = {
   shutdownComplete: 14,
 } as const;
 
+/** Bytes of the value of each chunk. */
+const CHUNK_BYTES: Partial<Record<keyof typeof SCTP_CHUNK, number>> = {
+  data: 16,
+  init: 16,
+  initAck: 24,
+  sack: 12,
+  heartbeat: 8,
+  shutdown: 4,
+  cookieEcho: 8,
+};
+
 export interface Sctp {
   sourcePort: number;
   destinationPort: number;
@@ -273,10 +284,14 @@ export function sctp(packet: Sctp): Transport {
     protocol: IPPROTO.sctp,
     encode() {
       const chunks = packet.chunks.map((name) => {
-        const value = Buffer.alloc(name === "init" || name === "initAck" ? 16 : 8);
+        const value = Buffer.alloc(CHUNK_BYTES[name] ?? 0);
         const head = Buffer.alloc(4);
         head[0] = SCTP_CHUNK[name];
         head.writeUInt16BE(value.length + 4, 2);
+        if (name === "initAck") {
+          value.writeUInt16BE(7, 16); // a state cookie of 4 bytes
+          value.writeUInt16BE(8, 18);
+        }
         return Buffer.concat([head, value]);
       });
       const bytes = Buffer.concat([Buffer.alloc(12), ...chunks]);

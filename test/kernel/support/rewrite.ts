@@ -49,5 +49,6 @@ function decrementTtl(rest: Buffer): void {
   let sum = before + (~wasRight & 0xffff) + isRight;
   sum = (sum & 0xffff) + (sum >>> 16);
   sum = (sum & 0xffff) + (sum >>> 16);
-  header.writeUInt16BE(sum, 10);
+  // Both mean 0; the one that the kernel writes.
+  header.writeUInt16BE(sum === 0xffff ? 0 : sum, 10);
 }
