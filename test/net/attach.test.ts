@@ -65,7 +65,7 @@ async function programsOn(device: string): Promise<Record<string, string[]>> {
     const clsact = [0xfffffff2, 0xfffffff3].flatMap((parent) => netlink.filters(ifindex, parent));
     const programs = {
       xdp: xdp ? [xdp.mode] : [],
-      tcx: tcxQuery(ifindex, "ingress").map(nameOf),
+      tcx: (tcxQuery(ifindex, "ingress") ?? []).map(nameOf),
       clsact: clsact.filter((filter) => filter.programId).map((filter) => nameOf(filter.programId)),
     };
     const used = Object.entries(programs).filter(([, names]) => names.length > 0);

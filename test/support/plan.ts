@@ -49,10 +49,13 @@ export class Plan {
       ...created.map((namespace) => set(namespace, BASE_SYSCTLS)),
       batch("ip", this.links),
       ...[...this.commands].map(([namespace, lines]) => batch(`ip -n ${namespace.name}`, lines)),
-      ...[...this.sysctls].map(([namespace, values]) => set(namespace, values)),
+      // Rules first: they load nf_conntrack where it is a module, and with it its sysctls.
       ...[...this.rulesets].map(
         ([namespace, text]) => `nsenter --net=${namespace.path} nft -f - <<'END'\n${text}\nEND`,
       ),
+      ...[...this.sysctls]
+        .filter(([, values]) => values.length > 0)
+        .map(([namespace, values]) => set(namespace, values)),
     ].join("\n");
   }
 }

@@ -7,6 +7,7 @@
 // Clients ask through firewall a; VMs (or the host, if it routes) answer by default through firewall b,
 // which has not seen the request. Offloads stay as veth has them: on.
 
+import { existsSync } from "node:fs";
 import {
   type Addresses,
   FAMILIES,
@@ -23,6 +24,11 @@ import type { Lab, Namespace } from "./lab.ts";
 import { FORWARDING, newIndex, Plan } from "./plan.ts";
 import { must } from "./run.ts";
 import { OnLinkClient, Party, Site, Vm } from "./site.ts";
+
+/** With br_netfilter a bridge passes frames through the host's IP rules. Where it is a module it may not be loaded. */
+const NO_BRIDGE_NETFILTER = existsSync("/proc/sys/net/bridge")
+  ? ["net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0"]
+  : [];
 
 export interface SiteOptions {
   /**
@@ -64,9 +70,7 @@ function addHost({ plan, site, options, number, suffix }: Building): void {
   plan.sysctls.set(
     host,
     // With br_netfilter a bridge would pass frames through the host's IP rules; no such host is meant.
-    site.kind === "bridged"
-      ? ["net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0"]
-      : FORWARDING,
+    site.kind === "bridged" ? NO_BRIDGE_NETFILTER : FORWARDING,
   );
   if (site.kind !== "routed") {
     const bridge = `br${suffix}`;
@@ -96,10 +100,7 @@ function addSwitch(building: Building): void {
     "link set dev host master sw",
     "link set dev host up",
   );
-  plan.sysctls.set(building.switch, [
-    "net.bridge.bridge-nf-call-iptables=0",
-    "net.bridge.bridge-nf-call-ip6tables=0",
-  ]);
+  plan.sysctls.set(building.switch, NO_BRIDGE_NETFILTER);
   plan.veth(
     { namespace: site.host, name: uplink, mac: mac(0x0a, 0, number) },
     { namespace: building.switch, name: "host", mac: mac(0x5a, 0) },

@@ -52,8 +52,9 @@ int capture(struct __sk_buff *skb)
 	if (length > HEAD_BYTES)
 		length = HEAD_BYTES;
 	c->head_bytes = length;
-	/* The bounds are for the verifier. */
-	if (length < 1 || length > HEAD_BYTES || bpf_skb_load_bytes(skb, 0, c->head, length))
+	/* From 1 to HEAD_BYTES, in a form that the verifier of Linux 6.1 follows too. */
+	barrier_var(length);
+	if (bpf_skb_load_bytes(skb, 0, c->head, ((length - 1) & (HEAD_BYTES - 1)) + 1))
 		c->head_bytes = 0;
 	bpf_ringbuf_submit(c, 0);
 	return TC_ACT_SHOT;
