@@ -7,7 +7,7 @@
 
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { decode, type ReasonName, type StructValue, sizeOf, splitLastHop } from "../../src/abi/codec.ts";
-import { LAST_HOP_DROP, LAST_HOP_ROUTE, POLICY, VERDICT } from "../../src/abi/layout.gen.ts";
+import { INTERFACE_FLAG, LAST_HOP_DROP, LAST_HOP_ROUTE, POLICY, VERDICT } from "../../src/abi/layout.gen.ts";
 import { allRows } from "./rows/index.ts";
 import { macText } from "./support/bytes.ts";
 import { createDevices, enterPrivateNamespace, IFINDEX, PORTS, type PortName } from "./support/devices.ts";
@@ -17,18 +17,11 @@ import { Random } from "./support/random.ts";
 import { expectedOutput } from "./support/rewrite.ts";
 import { FAMILIES, MAC } from "./support/scene.ts";
 import { CLIENT_PORT, ECHO_ID, VM_PORT } from "./support/talk.ts";
-import {
-  INTERFACE_FLAG,
-  LAST_HOPS,
-  type Run,
-  UPLINK_PROGRAMS,
-  type UplinkProgram,
-  u32,
-  World,
-} from "./support/world.ts";
+import { LAST_HOPS, type Run, UPLINK_PROGRAMS, type UplinkProgram, u32, World } from "./support/world.ts";
 
 const SEED = Number(process.env.LASTHOP_FUZZ_SEED ?? 20240601);
 const PACKETS = Number(process.env.LASTHOP_FUZZ_PACKETS ?? 220_000);
+const TIMEOUT_MS = Math.max(60_000, PACKETS);
 const CHECK_EVERY = 1000;
 const CHANGE_TABLES_EVERY = 50;
 
@@ -330,15 +323,19 @@ const REACHED: ReasonName[] = [
   "redirect",
 ];
 
-test.each(UPLINK_PROGRAMS)("%s and reply_tc keep their promises whatever comes", (program) => {
-  const seed = SEED + UPLINK_PROGRAMS.indexOf(program);
-  try {
-    const seen = fuzz(program, seed, Math.ceil(PACKETS / UPLINK_PROGRAMS.length));
-    expect(REACHED.filter((reason) => (seen.get(reason) ?? 0) < PACKETS / 2000)).toEqual([]);
-  } catch (error) {
-    if (error instanceof Error) {
-      error.message = `LASTHOP_FUZZ_SEED=${SEED}: ${error.message}`;
+test.each(UPLINK_PROGRAMS)(
+  "%s and reply_tc keep their promises whatever comes",
+  (program) => {
+    const seed = SEED + UPLINK_PROGRAMS.indexOf(program);
+    try {
+      const seen = fuzz(program, seed, Math.ceil(PACKETS / UPLINK_PROGRAMS.length));
+      expect(REACHED.filter((reason) => (seen.get(reason) ?? 0) < PACKETS / 5000)).toEqual([]);
+    } catch (error) {
+      if (error instanceof Error) {
+        error.message = `LASTHOP_FUZZ_SEED=${SEED}: ${error.message}`;
+      }
+      throw error;
     }
-    throw error;
-  }
-});
+  },
+  TIMEOUT_MS,
+);

@@ -2,6 +2,7 @@
 // DESIGN section 2, "What may be learned".
 
 import { encode } from "../../../src/abi/codec.ts";
+import { INTERFACE_FLAG, NEAR_INTERFACES, POLICY, ROLE } from "../../../src/abi/layout.gen.ts";
 import { macBytes } from "../support/bytes.ts";
 import { IFINDEX, PORTS } from "../support/devices.ts";
 import { arp, ethernet } from "../support/packet.ts";
@@ -9,7 +10,7 @@ import type { Row } from "../support/rows.ts";
 import { MAC } from "../support/scene.ts";
 import * as talk from "../support/talk.ts";
 import { A, C, c, ce, cs, cu, toVm2, VM1, v, ve, vs, vu } from "../support/talk.ts";
-import { INTERFACE_FLAG, LAST_HOPS, NEAR_INTERFACES, POLICY, u32 } from "../support/world.ts";
+import { LAST_HOPS, u32 } from "../support/world.ts";
 
 const HOST_A = PORTS.uplink_a.mac;
 
@@ -369,7 +370,7 @@ export const learningRows: Row[] = [
     make: (f) => ({
       tuple: talk.tcpTuple(f),
       given: (world) => {
-        world.attach("tap_2", { role: 1 });
+        world.attach("tap_2", { role: ROLE.UPLINK });
         world.forgetVm(MAC.vm2);
       },
       steps: [

@@ -2,12 +2,13 @@
 // Refresh, relearn, restart: what a further request does to a flow, and what must not move it.
 
 import { currentTick } from "../../../src/abi/codec.ts";
+import { INTERFACE_FLAG } from "../../../src/abi/layout.gen.ts";
 import { ICMP_ERROR, icmpError, ipOf } from "../support/packet.ts";
 import type { Row, Step } from "../support/rows.ts";
 import { type Family, MAC, request } from "../support/scene.ts";
 import * as talk from "../support/talk.ts";
 import { A, B, C, c, ce, cs, cu, VM1, v, ve, viaB, vs, vu } from "../support/talk.ts";
-import { INTERFACE_FLAG, type World } from "../support/world.ts";
+import type { World } from "../support/world.ts";
 
 /** The three-way handshake through device A. */
 export function handshake(f: Family): Step[] {

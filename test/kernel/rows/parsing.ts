@@ -14,6 +14,8 @@ import {
   IPPROTO,
   raw,
   routing,
+  tcp,
+  udp,
 } from "../support/packet.ts";
 import type { Row, Step } from "../support/rows.ts";
 import { type Family, type FrameOptions, MAC, reply, request } from "../support/scene.ts";
@@ -42,6 +44,9 @@ function bad(description: string, steps: (f: Family) => Step[], families?: Row["
     make: (f) => ({ tuple: talk.tcpTuple(f), steps: steps(f) }),
   };
 }
+
+/** A SYN that is right in itself: what is wrong is around it. */
+const SYN = tcp({ sourcePort: 1000, destinationPort: 2000, flags: "S", payload: Buffer.alloc(20) });
 
 /** A TCP request is learned, and its reply redirected, with this in both packets. */
 function good(description: string, options: FrameOptions, families?: Row["families"]): Row {
@@ -118,41 +123,50 @@ export const parsingRows: Row[] = [
     ...both("not_ip", (side) => side(f, raw(6), { etherType: ETH_P.arp, tags: [{ vid: 5 }] })),
   ]),
   bad("the EtherType of the other IP version", (f) =>
-    both("malformed", (side) => side(f, raw(6), { etherType: f.version === 4 ? ETH_P.ipv6 : ETH_P.ip })),
+    both("malformed", (side) => side(f, SYN, { etherType: f.version === 4 ? ETH_P.ipv6 : ETH_P.ip })),
   ),
   bad("a wrong IP version", (f) =>
     [0, 5, 15].flatMap((version) =>
-      both("malformed", (side) => side(f, raw(6), { v4: { version }, v6: { version } })),
+      both("malformed", (side) => side(f, SYN, { v4: { version }, v6: { version } })),
     ),
   ),
   bad(
     "an IPv4 header shorter than 20 bytes",
-    (f) => [0, 1, 4].flatMap((ihl) => both("malformed", (side) => side(f, raw(6), { v4: { ihl } }))),
+    (f) => [
+      ...[0, 1, 4].flatMap((ihl) => both("malformed", (side) => side(f, SYN, { v4: { ihl } }))),
+      // What would then stand where UDP has its length is right.
+      ...both("malformed", (side) =>
+        side(f, udp({ sourcePort: 12, destinationPort: 2000 }), { v4: { ihl: 4 } }),
+      ),
+      ...both("malformed", (side) =>
+        side(f, udp({ sourcePort: 1000, destinationPort: 2000 }), { v4: { ihl: 0, id: 12 } }),
+      ),
+    ],
     [4],
   ),
   bad(
     "an IPv4 header longer than the packet",
-    (f) => both("malformed", (side) => side(f, raw(6, Buffer.alloc(8)), { v4: { ihl: 15 } })),
+    (f) => both("malformed", (side) => side(f, SYN, { v4: { ihl: 15 } })),
     [4],
   ),
   bad(
     "an IPv4 total length shorter than the header, or longer than the frame",
     (f) =>
       [1, 19, 61, 65535].flatMap((totalLength) =>
-        both("malformed", (side) => side(f, raw(6, Buffer.alloc(40)), { v4: { totalLength } })),
+        both("malformed", (side) => side(f, SYN, { v4: { totalLength } })),
       ),
     [4],
   ),
   bad(
     "an IPv4 total length of 0 in a frame that would fit it",
-    (f) => both("malformed", (side) => side(f, raw(6, Buffer.alloc(40)), { v4: { totalLength: 0 } })),
+    (f) => both("malformed", (side) => side(f, SYN, { v4: { totalLength: 0 } })),
     [4],
   ),
   bad(
     "an IPv6 payload longer than the frame",
     (f) =>
       [41, 65535].flatMap((payloadLength) =>
-        both("malformed", (side) => side(f, raw(6, Buffer.alloc(40)), { v6: { payloadLength } })),
+        both("malformed", (side) => side(f, SYN, { v6: { payloadLength } })),
       ),
     [6],
   ),
@@ -290,10 +304,7 @@ export const parsingRows: Row[] = [
   ...chains.map(([name, extensions]) => good(`IPv6: ${name}`, { v6: { extensions } }, [6])),
   bad(
     "IPv6: a routing header with segments left: the destination is not the last",
-    (f) =>
-      both("extension_headers", (side) =>
-        side(f, raw(6, Buffer.alloc(40)), { v6: { extensions: [routing(4, 1)] } }),
-      ),
+    (f) => both("extension_headers", (side) => side(f, SYN, { v6: { extensions: [routing(4, 1)] } })),
     [6],
   ),
   bad(
@@ -301,7 +312,7 @@ export const parsingRows: Row[] = [
     (f) =>
       [8, 20].flatMap((count) =>
         both("extension_headers", (side) =>
-          side(f, raw(6, Buffer.alloc(40)), { v6: { extensions: Array(count).fill(destinationOptions()) } }),
+          side(f, SYN, { v6: { extensions: Array(count).fill(destinationOptions()) } }),
         ),
       ),
     [6],
@@ -314,7 +325,7 @@ export const parsingRows: Row[] = [
         { protocol: IPPROTO.destinationOptions, rest: Buffer.from([20, 0, 0, 0, 0, 0, 0]) },
         { protocol: IPPROTO.ah, rest: Buffer.from([200, 0, 0, 0, 0, 0, 0]) },
       ].flatMap((extension) =>
-        both("malformed", (side) => side(f, raw(6, Buffer.alloc(40)), { v6: { extensions: [extension] } })),
+        both("malformed", (side) => side(f, SYN, { v6: { extensions: [extension] } })),
       ),
     [6],
   ),

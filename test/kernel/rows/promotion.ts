@@ -320,6 +320,29 @@ export const promotionRows: Row[] = [
     }),
   },
   {
+    description: "TCP picked up: a VM that answers by RST knows of no connection, whatever follows",
+    make: (f) => ({
+      tuple: talk.tcpTuple(f),
+      steps: [
+        { at: "uplink_a", packet: c(f, "PA"), reason: "learn" },
+        {
+          at: "tap_1",
+          packet: v(f, "R"),
+          reason: "redirect",
+          to: A,
+          flow: { tier: "embryonic", state: "closed" },
+        },
+        {
+          at: "uplink_a",
+          packet: c(f, "PA"),
+          reason: "refresh",
+          flow: { tier: "embryonic", state: "closed" },
+        },
+        { at: "tap_1", packet: v(f, "R"), reason: "redirect", to: A, flow: { tier: "embryonic" } },
+      ],
+    }),
+  },
+  {
     description: "TCP picked up: a FIN is one more request",
     make: (f) => ({
       tuple: talk.tcpTuple(f),

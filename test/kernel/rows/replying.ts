@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the tap's program does with a packet of a known flow: VM, policy, alias and generation, MACs and TTL.
 
+import { LAST_HOP_DROP, LAST_HOP_ROUTE, POLICY } from "../../../src/abi/layout.gen.ts";
 import { macBytes } from "../support/bytes.ts";
 import { decodeFrame } from "../support/decode.ts";
 import { IFINDEX, IFINDEX_GONE, PORTS } from "../support/devices.ts";
@@ -9,12 +10,10 @@ import type { Row, Step } from "../support/rows.ts";
 import { type Family, type FrameOptions, MAC } from "../support/scene.ts";
 import * as talk from "../support/talk.ts";
 import { A, B, c, cu, VM1, VM2, v, viaB, vu } from "../support/talk.ts";
-import { POLICY, u32, type World } from "../support/world.ts";
+import { u32, type World } from "../support/world.ts";
 import { datagrams, handshake } from "./moving.ts";
 
 const HOST_TAP = PORTS.tap_1.mac;
-const LAST_HOP_ROUTE = 0xfffff;
-const LAST_HOP_DROP = 0xffffe;
 
 /** An established flow through the record that index 5, generation 3 names. */
 function given(f: Family, last = A) {

@@ -10,19 +10,17 @@ import {
   type ReasonName,
 } from "../../../src/abi/codec.ts";
 import { FLOW_FLAG, VERDICT } from "../../../src/abi/layout.gen.ts";
-import { macBytes } from "./bytes.ts";
+import { macBytes, macText } from "./bytes.ts";
 import { decodeFrame, describeFrame } from "./decode.ts";
 import { IFINDEX, PORTS, type PortName } from "./devices.ts";
 import type { Family } from "./scene.ts";
+import type { RunOptions, Verdict } from "./testRun.ts";
 import {
   type Count,
   type LastHopSpec,
-  macText,
   type Run,
-  type RunOptions,
   type Tuple,
   type UplinkProgram,
-  type Verdict,
   vlanTags,
   type World,
 } from "./world.ts";

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One loaded, unpinned copy of the BPF object and its tables; runs packets through its programs.
 
-import { cpus } from "node:os";
 import { fileURLToPath } from "node:url";
 import {
   decode,
@@ -17,21 +16,20 @@ import {
   splitLastHop,
 } from "../../../src/abi/codec.ts";
 import {
-  INTERFACE_FLAG,
   LAST_HOP_KIND,
   NEAR_INTERFACES,
   POLICY,
-  REASON,
   REASONS,
   ROLE,
   TIMEOUTS,
 } from "../../../src/abi/layout.gen.ts";
 import { jiffiesClock } from "../../../src/kernel/clock.ts";
 import { type BpfMap, BpfObject, type BpfProgram, RingBuffer } from "../../../src/libbpf/index.ts";
-import { ipBytes, macBytes, macText } from "./bytes.ts";
+import { ipBytes, macBytes } from "./bytes.ts";
 import { IFINDEX, PORTS, type PortName } from "./devices.ts";
 import type { Tag } from "./packet.ts";
 import { MAC } from "./scene.ts";
+import { type RunOptions, skbContext, TC_VERDICT, type Verdict, XDP_VERDICT, xdpContext } from "./testRun.ts";
 
 export const OBJECT_PATH = fileURLToPath(new URL("../../../dist/bpf/lasthop.bpf.o", import.meta.url));
 
@@ -62,11 +60,6 @@ const MAX_ENTRIES = {
 
 export type UplinkProgram = "learn_xdp" | "learn_tc";
 export const UPLINK_PROGRAMS: readonly UplinkProgram[] = ["learn_xdp", "learn_tc"];
-
-/** What the kernel does with each return value. */
-const XDP_VERDICT: Record<number, Verdict> = { 0: "aborted", 1: "drop", 2: "pass" };
-const TC_VERDICT: Record<number, Verdict> = { [-1 >>> 0]: "pass", 2: "drop", 7: "redirect" };
-export type Verdict = "pass" | "redirect" | "drop" | "aborted" | "other";
 
 /** One cell of the verdict table that a run changed. */
 export interface Count {
@@ -176,6 +169,14 @@ export class World {
     }
   }
 
+  /** All cells of an array. */
+  #zero(map: string): void {
+    const table = this.map(map);
+    const count = MAX_ENTRIES[map as keyof typeof MAX_ENTRIES];
+    const keys = Buffer.concat(Array.from({ length: count }, (_, index) => u32(index)));
+    table.updateBatch(keys, Buffer.alloc(count * table.valueBytes), count);
+  }
+
   /**
    * All interfaces attached, both VMs (and the one of zone 7) known, nothing learned. Interfaces are in the
    * array that the hot path looks into first, and time comes from jiffies, or neither is so.
@@ -189,16 +190,11 @@ export class World {
     while (this.map("last_hop_free").pop()) {
       // emptied
     }
-    for (let slot = 0; slot < SLOTS; slot++) {
-      this.put("taps", u32(slot), "tap", {});
+    for (const map of ["taps", "last_hops", "last_hop_alias", "last_hop_stats"]) {
+      this.#zero(map);
     }
     for (const ifindex of Object.values(IFINDEX)) {
       this.put("near_interfaces", u32(ifindex % NEAR_INTERFACES), "interface", {});
-    }
-    for (let index = 0; index < LAST_HOPS; index++) {
-      this.map("last_hop_alias").update(u32(index), u32(0));
-      this.put("last_hops", u32(index), "last_hop", {});
-      this.clearStats(index);
     }
     this.setControl({ timeouts: Array(TIMEOUTS).fill(secondsToTicks(60)), ...(near ? this.#jiffies() : {}) });
     this.put("allocations", u32(0), "allocations", { vms: 100 });
@@ -505,30 +501,6 @@ export class World {
   }
 }
 
-export interface RunOptions {
-  /** Of a GSO frame: payload bytes of each segment. */
-  gsoSize?: number;
-  gsoSegments?: number;
-}
-
-/** struct xdp_md */
-function xdpContext(ifindex: number, length: number): Buffer {
-  const context = Buffer.alloc(24);
-  context.writeUInt32LE(length, 4); // data_end
-  context.writeUInt32LE(ifindex, 12); // ingress_ifindex
-  return context;
-}
-
-/** struct __sk_buff; the kernel wants zeros in all that a test run cannot set (VLAN metadata is of these). */
-function skbContext(ifindex: number, options: RunOptions): Buffer {
-  const context = Buffer.alloc(192);
-  context.writeUInt32LE(ifindex, 36); // ingress_ifindex
-  context.writeUInt32LE(ifindex, 40); // ifindex
-  context.writeUInt32LE(options.gsoSegments ?? 0, 164);
-  context.writeUInt32LE(options.gsoSize ?? 0, 176);
-  return context;
-}
-
 export function u32(value: number): Buffer {
   const bytes = Buffer.alloc(4);
   bytes.writeUInt32LE(value >>> 0);
@@ -538,6 +510,3 @@ export function u32(value: number): Buffer {
 export function vlanTags(record: StructValue<"last_hop">): Tag[] {
   return record.tags.filter((tag) => tag.proto !== 0).map(({ proto, vid }) => ({ proto, vid }));
 }
-
-export { INTERFACE_FLAG, macText, NEAR_INTERFACES, POLICY, REASON };
-export const CPUS = cpus().length;

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contexts that BPF_PROG_TEST_RUN takes (net/bpf/test_run.c), and what return values mean.
+
+/** What the kernel does with each return value. */
+export const XDP_VERDICT: Record<number, Verdict> = { 0: "aborted", 1: "drop", 2: "pass" };
+export const TC_VERDICT: Record<number, Verdict> = { [-1 >>> 0]: "pass", 2: "drop", 7: "redirect" };
+export type Verdict = "pass" | "redirect" | "drop" | "aborted" | "other";
+
+export interface RunOptions {
+  /** Of a GSO frame: payload bytes of each segment. */
+  gsoSize?: number;
+  gsoSegments?: number;
+}
+
+/** struct xdp_md */
+export function xdpContext(ifindex: number, length: number): Buffer {
+  const context = Buffer.alloc(24);
+  context.writeUInt32LE(length, 4); // data_end
+  context.writeUInt32LE(ifindex, 12); // ingress_ifindex
+  return context;
+}
+
+/** struct __sk_buff; the kernel wants zeros in all that a test run cannot set (VLAN metadata is of these). */
+export function skbContext(ifindex: number, options: RunOptions): Buffer {
+  const context = Buffer.alloc(192);
+  context.writeUInt32LE(ifindex, 36); // ingress_ifindex
+  context.writeUInt32LE(ifindex, 40); // ifindex
+  context.writeUInt32LE(options.gsoSegments ?? 0, 164);
+  context.writeUInt32LE(options.gsoSize ?? 0, 176);
+  return context;
+}
