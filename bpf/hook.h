@@ -135,8 +135,8 @@ static __always_inline int parse_xdp(struct xdp_md *ctx, struct packet *p)
 	struct cursor c = {(void *)(long)ctx->data, (void *)(long)ctx->data_end};
 	int rc = parse_outer(&c, p);
 
-	if (rc == PARSED && is_whole_tcp(p))
-		rc = parse_whole_tcp(&c, p);
+	if (rc == PARSED && is_whole(p, false))
+		rc = parse_whole(&c, p, false);
 	else if (rc == PARSED)
 		rc = datagram_xdp(ctx, p);
 	else if (rc == PARSE_EXTENSIONS)
@@ -157,8 +157,8 @@ static __always_inline int parse_linear(struct __sk_buff *skb, struct packet *p,
 	if (skb->vlan_present)
 		tag_add(p, skb->vlan_proto, skb->vlan_tci);
 	rc = parse_outer(&c, p);
-	if (rc == PARSED && is_whole_tcp(p))
-		rc = parse_whole_tcp(&c, p);
+	if (rc == PARSED && is_whole(p, local_is_source))
+		rc = parse_whole(&c, p, local_is_source);
 	else if (rc == PARSED)
 		rc = datagram_skb(skb, p);
 	else if (rc == PARSE_EXTENSIONS)
