@@ -2,6 +2,7 @@
 // The command line by yargs: which command, with which arguments, or what --help says.
 
 import yargs, { type Argv } from "yargs";
+import { DEFAULT_PIN_ROOT } from "../config/defaults.ts";
 import type { LasthopError } from "../errors.ts";
 import { didYouMean, usageError } from "./arguments.ts";
 import type { Command, CommandGroup, Option } from "./command.ts";
@@ -24,7 +25,6 @@ export interface ParsedText {
   text: string;
 }
 
-const DEFAULT_PIN_ROOT = "/sys/fs/bpf/lasthop";
 const MAX_HELP_COLUMNS = 110;
 const NO_COMMAND = "a command is missing";
 

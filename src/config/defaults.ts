@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What holds when nobody configured anything.
 
+export const DEFAULT_PIN_ROOT = "/sys/fs/bpf/lasthop";
+
 /** By enum timeout, in seconds of silence. */
 export const TIMEOUT_SECONDS = {
   SYN: 30,

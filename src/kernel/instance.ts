@@ -235,4 +235,4 @@ export function unpin(path: string): boolean {
     throw pinPathError(`cannot unpin ${path}`, error);
   }
 }
-export { DEFAULT_PIN_ROOT, withLock } from "./pinRoot.ts";
+export { withLock } from "./pinRoot.ts";

@@ -14,11 +14,10 @@ import {
 } from "node:fs";
 import { dirname, isAbsolute, normalize } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { DEFAULT_PIN_ROOT } from "../config/defaults.ts";
 import { LasthopError } from "../errors.ts";
 import { tryFlock } from "../libc/flock.ts";
 import { requireCapabilities } from "./probe.ts";
-
-export const DEFAULT_PIN_ROOT = "/sys/fs/bpf/lasthop";
 
 const BPF_FS_MAGIC = 0xcafe4a11;
 const MOUNT_HINT = "Mount it: `mount -t bpf bpf /sys/fs/bpf`.";
