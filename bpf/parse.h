@@ -127,8 +127,7 @@ static __always_inline void key6_addresses(struct packet *p, const struct ipv6hd
 	p->key_words[3] = source_is_local(p) ? destination[1] : source[1];
 }
 
-/* `room`: bytes that the frame really has from here on. A quote is cut short and has no such bound.
- */
+/* `room`: bytes that the frame really has from here on; a quote is cut short and has no bound. */
 static __always_inline int parse_ipv4(const struct cursor *c, struct packet *p, __u32 room)
 {
 	struct iphdr *h = header(c, p, sizeof(*h));

@@ -99,6 +99,14 @@ static __always_inline void sweep_count(struct sweep_report *report, const struc
 	sweep_reference(flow, 1);
 }
 
+static __always_inline void sweep_expire(void *map, const void *key, const struct flow *flow,
+					 struct sweep_report *report)
+{
+	sweep_reference(flow, -1);
+	if (!bpf_map_delete_elem(map, key))
+		report->expired++;
+}
+
 /* Deletes what was nominated, unless a packet was quicker. */
 static __always_inline bool sweep_pending(void *map, struct sweep_work *work,
 					  struct sweep_report *report, __u8 proto, __u32 now,
@@ -113,9 +121,7 @@ static __always_inline bool sweep_pending(void *map, struct sweep_work *work,
 	flow = bpf_map_lookup_elem(map, work->key);
 	if (!flow || !flow_is_idle(flow, proto, now, ctl, how))
 		return false;
-	sweep_reference(flow, -1);
-	if (!bpf_map_delete_elem(map, work->key))
-		report->expired++;
+	sweep_expire(map, work->key, flow, report);
 	return true;
 }
 
@@ -180,11 +186,8 @@ static __always_inline int sweep_single(void *map, __u32 table, const void *key,
 		return 0;
 	now = now_ticks(ctl);
 	sweep_count(report, flow, flow_age(flow, now));
-	if (!flow_is_idle(flow, proto, now, ctl, how))
-		return 0;
-	sweep_reference(flow, -1);
-	if (!bpf_map_delete_elem(map, key))
-		report->expired++;
+	if (flow_is_idle(flow, proto, now, ctl, how))
+		sweep_expire(map, key, flow, report);
 	return 0;
 }
 

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* What is behind the IP headers: ports, what the packet does to a connection, and the flow's key.
- */
+/* Behind the IP headers: ports, what the packet does to a connection, and the flow's key. */
 #ifndef LASTHOP_TRANSPORT_H
 #define LASTHOP_TRANSPORT_H
 
@@ -55,12 +54,12 @@ static __always_inline void key_ports(struct packet *p, __be16 source, __be16 de
 	p->keyed = 1;
 }
 
-static __always_inline int tcp_read(struct packet *p, const struct tcphdr *h, __u32 payload_bytes)
+static __always_inline int tcp_read(struct packet *p, const struct tcphdr *h)
 {
 	__u32 header_bytes = h->doff * 4;
 	__u8 flags = ((const __u8 *)h)[13];
 
-	if (header_bytes < sizeof(*h) || payload_bytes < header_bytes)
+	if (header_bytes < sizeof(*h) || p->payload_bytes < header_bytes)
 		return REASON_MALFORMED;
 	if ((flags & TCP_SYN) && (flags & (TCP_FIN | TCP_RST)))
 		return REASON_MALFORMED;
@@ -68,8 +67,8 @@ static __always_inline int tcp_read(struct packet *p, const struct tcphdr *h, __
 	p->fin = flags & TCP_FIN;
 	p->seq = bpf_ntohl(h->seq);
 	p->ack = bpf_ntohl(h->ack_seq);
-	p->seq_end =
-		p->seq + payload_bytes - header_bytes + !!(flags & TCP_SYN) + !!(flags & TCP_FIN);
+	p->seq_end = p->seq + p->payload_bytes - header_bytes + !!(flags & TCP_SYN) +
+		     !!(flags & TCP_FIN);
 	if (flags & TCP_RST)
 		p->kind = PACKET_ABORT;
 	else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
@@ -83,7 +82,7 @@ static __always_inline int parse_tcp(const struct cursor *c, struct packet *p)
 {
 	struct tcphdr *h = header(c, p, sizeof(*h));
 
-	return h ? tcp_read(p, h, p->payload_bytes) : PARSE_SHORT;
+	return h ? tcp_read(p, h) : PARSE_SHORT;
 }
 
 static __always_inline int udp_read(const struct packet *p, const struct udp_header *h)
@@ -176,8 +175,6 @@ static __always_inline int parse_transport(const struct cursor *c, struct packet
 	ports = header(c, p, sizeof(*ports));
 	if (!ports)
 		return PARSE_SHORT;
-	if (!p->quoted && p->payload_bytes < 8)
-		return REASON_MALFORMED;
 	p->source_port = ports->source;
 	p->destination_port = ports->destination;
 	if (p->quoted)
@@ -216,7 +213,7 @@ static __always_inline int parse_whole(const struct cursor *c, struct packet *p,
 	if (!tcp)
 		return PARSE_SHORT;
 	key_ports(p, tcp->source, tcp->dest);
-	return tcp_read(p, tcp, p->payload_bytes);
+	return tcp_read(p, tcp);
 }
 
 #endif
