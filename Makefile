@@ -73,12 +73,10 @@ format: | node_modules/.package-lock.json ## Rewrite the sources in the house st
 verify: | node_modules/.package-lock.json ## Check what is generated or must agree: layout, lock file, docs
 	node scripts/layout.mjs --check
 	node scripts/lockfile.mjs check
-	@rm -f build/test-totals
 	vitest run --project unit test/unit/docs.test.ts
 
 .PHONY: docs
 docs: | node_modules/.package-lock.json ## Write the documents that are generated
-	@rm -f build/test-totals
 	vitest run --project unit test/unit/docs.test.ts -t docs/reasons.md --update --reporter=default
 
 build/scripts/demo.js: scripts/demo.ts scripts/tsconfig.json $(wildcard test/support/*.ts) $(TS_SOURCES)

@@ -25,13 +25,13 @@ import {
 import { ERRNO, libc } from "../../src/libc/index.ts";
 import { type Fixtures, interfaceIndex, makeFixtures, run } from "./fixtures.ts";
 
-/** What both FFI backends must do. Each runs it in a process of its own. */
 const NEEDS_TCX = "needs Linux 6.6 for TCX";
 
 function hasTcx(): boolean {
   return tcxQuery(1, "ingress") !== undefined;
 }
 
+/** What both FFI backends must do. Each runs it in a process of its own. */
 export function contract(backend: Ffi["backend"], options: { calls: number }): void {
   let fixtures: Fixtures;
   let object: BpfObject;
@@ -518,18 +518,22 @@ export function contract(backend: Ffi["backend"], options: { calls: number }): v
       expect(clsact.destroy(ifindex)).toBe(false);
     });
 
-    it("sees that an interface is gone", (context) => {
-      context.skip(!hasTcx(), NEEDS_TCX);
+    const onVanishing = (attach: (ifindex: number) => BpfLink, update: string): void => {
       const name = `lhf${process.pid}c`;
       run("ip", "link", "add", name, "type", "veth", "peer", "name", `lhf${process.pid}d`);
-      const ifindex = interfaceIndex(name);
-      using xdp = BpfLink.attachXdp(object.program("pass"), ifindex, "native");
-      using tcx = BpfLink.attachTcx(object.program("next"), ifindex, "ingress");
+      using link = attach(interfaceIndex(name));
       run("ip", "link", "del", name);
-      expect(xdp.info().ifindex).toBe(0);
-      expect(tcx.info().ifindex).toBe(0);
-      expect(thrown(() => xdp.update(object.program("bump"))).errnoName).toBe("ENOLINK");
-      expect(thrown(() => tcx.update(object.program("other"))).errnoName).toBe("ENOLINK");
+      expect(link.info().ifindex).toBe(0);
+      expect(thrown(() => link.update(object.program(update))).errnoName).toBe("ENOLINK");
+    };
+
+    it("sees that an interface with XDP is gone", () => {
+      onVanishing((ifindex) => BpfLink.attachXdp(object.program("pass"), ifindex, "native"), "bump");
+    });
+
+    it("sees that an interface with TCX is gone", (context) => {
+      context.skip(!hasTcx(), NEEDS_TCX);
+      onVanishing((ifindex) => BpfLink.attachTcx(object.program("next"), ifindex, "ingress"), "other");
     });
   });
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import type { Reporter, SerializedError, TestCase, TestModule } from "vitest/node";
 
 const TOTALS_FILE = "build/test-totals";
@@ -24,6 +24,8 @@ export default class TotalsReporter implements Reporter {
     }
     const totals = `${passed} passed, ${failed} failed, ${skipped.length} skipped`;
     mkdirSync("build", { recursive: true });
+    // Left by root, it can be removed by the owner of the folder but not written.
+    rmSync(TOTALS_FILE, { force: true });
     writeFileSync(TOTALS_FILE, `${totals}\n`);
     const lines = skipped.length === 0 ? [] : ["", "Skipped:", ...skipped.map((line) => `  ${line}`)];
     process.stdout.write(`${[...lines, "", totals].join("\n")}\n`);
