@@ -27,7 +27,17 @@
 #define VMS_MAX	       16384
 #define FRAGMENTS_MAX  16384
 #define TRACES_MAX     64
+#define DEVICES_MAX    1024
+#define ZONES_MAX      1024 /* that are counted each by itself */
 #define EVENTS_BYTES   (1 << 20)
+#define NOTICES_BYTES  (1 << 16)
+#define LAYOUT_BYTES   65532
+#define NAME_BYTES     32 /* with the NUL */
+
+#define EXCLUSIONS_MAX	     16
+#define DEVICE_MACS_MAX	     8
+#define DEVICE_ADDRESSES_MAX 4
+#define NOTICES_PER_TICK     16
 
 enum role {
 	ROLE_NONE,
@@ -57,6 +67,8 @@ enum interface_flag {
 	INTERFACE_RELEARN_NEVER = 1 << 2,
 	INTERFACE_PICKUP_NO = 1 << 3,  /* no flow from the middle of a connection */
 	INTERFACE_QDISC_OURS = 1 << 4, /* clsact was not there before us: detach removes it */
+	INTERFACE_EXCLUDES = 1 << 5,   /* exclusions has rules for it */
+	INTERFACE_GONE = 1 << 6, /* its netdev went; kept for its last hops, until it returns */
 };
 
 /* A flow's life. TCP walks through all of them, the others through NEW, REPLIED, ESTABLISHED. */
@@ -102,6 +114,35 @@ enum origin {
 	ORIGIN_CONFIG,
 };
 
+/* What the replies of a device's flows do while it is down. */
+enum on_down {
+	ON_DOWN_ROUTE, /* the VM's own choice */
+	ON_DOWN_HOLD,  /* to the remembered MAC, as before */
+	ON_DOWN_PEER,  /* to another device */
+	ON_DOWN_DROP,
+};
+
+enum device_state {
+	DEVICE_UNKNOWN,
+	DEVICE_UP,
+	DEVICE_DOWN,
+};
+
+/* Why a device is in its state. */
+enum cause {
+	CAUSE_NONE,
+	CAUSE_OPERATOR,
+	CAUSE_INTERFACE,
+	CAUSE_NEIGHBOUR,
+	CAUSE_PROBE,
+};
+
+enum probe_kind {
+	PROBE_NONE,
+	PROBE_ICMP,
+	PROBE_TCP,
+};
+
 /* Why a packet left a program as it did. Each packet counts once. */
 enum reason {
 	/* either hook: pass */
@@ -114,6 +155,7 @@ enum reason {
 	REASON_PROTOCOL,
 	REASON_MULTICAST,
 	REASON_FRAGMENT,
+	REASON_EXCLUDED,
 	REASON_ERROR,
 	/* uplink: pass, after */
 	REASON_LEARN,
@@ -132,6 +174,7 @@ enum reason {
 	REASON_PORT_BLOCKED,
 	REASON_OTHER_VM,
 	REASON_RELEARN_OFF,
+	REASON_RELEARN_DAMPED,
 	REASON_PICKUP_OFF,
 	REASON_UNKNOWN_DEVICE,
 	REASON_LAST_HOP_BUDGET,
@@ -189,7 +232,7 @@ struct flow {
 	__u32 vm;	 /* id of the VM that replied first, 0 before */
 	__u8 state;	 /* enum flow_state */
 	__u8 flags;	 /* enum flow_flag */
-	__u16 reserved;
+	__u16 moved;	 /* low bits of the tick when another last hop took over, 0 for never */
 };
 
 struct embryo {
@@ -232,7 +275,7 @@ struct last_hop_stats {
 	__u64 reply_packets;
 	__u64 reply_bytes;
 	__u32 last_seen; /* ticks */
-	__u32 reserved;
+	__u32 relearns;	 /* flows that came here from another last hop */
 };
 
 /* verdicts: per CPU, slot * REASONS + reason */
@@ -254,14 +297,16 @@ struct interface {
 	__u16 zone;
 	__u8 role;
 	__u8 policy;
-	__u8 flags;
+	__u16 flags; /* enum interface_flag */
 	__u8 hook;
+	__u8 origin;	  /* enum origin: who attached it */
 	__u8 mac[6];	  /* its own */
 	__u8 host_mac[6]; /* of l3_ifindex */
-	__u16 reserved;
-	char name[16]; /* when attached */
+	char name[16];	  /* as last seen */
 	__u32 prog_id;
-	__u32 ifindex; /* tells in near_interfaces whose cell it is */
+	__u32 ifindex;	    /* tells in near_interfaces whose cell it is */
+	__u16 config_index; /* of ORIGIN_CONFIG: its place among the file's uplinks or taps */
+	__u16 reserved;
 };
 
 /* budgets: slot -> what the hot path may still create on its own */
@@ -280,7 +325,7 @@ struct vm_key {
 struct vm {
 	__u32 id;	 /* never reused while the tables live */
 	__u32 ifindex;	 /* its tap */
-	__u32 last_seen; /* ticks, when it came to this tap */
+	__u32 last_seen; /* ticks; of a tap's usual VM the cell in taps knows it better */
 	__u8 origin;	 /* enum origin */
 	__u8 reserved[3];
 };
@@ -291,7 +336,24 @@ struct tap {
 	__u8 mac[6];
 	__u16 reserved;
 	__u32 claimed;
-	__u32 vm; /* its id */
+	__u32 vm;	 /* its id */
+	__u32 last_seen; /* ticks */
+};
+
+/* One kind of flow that is left alone on an interface. */
+struct exclusion {
+	__u8 remote[16];  /* prefix of the remote address, IPv4 as ::ffff:a.b.c.d */
+	__u8 prefix_bits; /* of these 128; an IPv4 prefix has 96 more than people write */
+	__u8 proto;	  /* 0 for any */
+	__u16 reserved;
+	__u16 port_first; /* of the VM's port, host order */
+	__u16 port_last;
+};
+
+/* exclusions: slot -> */
+struct exclusions {
+	__u32 count;
+	struct exclusion rules[EXCLUSIONS_MAX];
 };
 
 struct fragment_key {
@@ -319,14 +381,18 @@ struct control {
 	__u64 jiffies_base;
 	__u32 jiffies_mult;
 	__u32 timeouts[TIMEOUTS]; /* ticks */
+	__u32 relearn_damping;	  /* ticks that a flow stays after a move; 0 for none */
+	__u32 migrating;	  /* what a table lacks may be in the one before it */
 };
 
 /* allocations[0]. Only programs write it. */
 struct allocations {
-	__u32 last_hops;  /* indices ever used: those above are fresh */
-	__u32 vms;	  /* ids given out */
-	__u32 trace_lost; /* events that found the ring full */
-	__u32 reserved;
+	__u32 last_hops;     /* indices ever used: those above are fresh */
+	__u32 vms;	     /* ids given out */
+	__u32 trace_lost;    /* events that found the ring full */
+	__u32 notices_lost;  /* the same of notices, and those over the rate */
+	__u32 notices_tick;  /* when the rate was last counted */
+	__u32 notices_count; /* in that tick */
 };
 
 /* Answer of read_clock: both at the same moment. */
@@ -360,7 +426,88 @@ struct event {
 	__u8 out_mac[6];	 /* after */
 };
 
-/* What one pass over one table found. sweep_reports: enum table -> */
+/* Things that happen seldom and that the daemon wants to know at once. At most NOTICES_PER_TICK. */
+enum notice_kind {
+	NOTICE_LAST_HOP,	/* a new one was learned */
+	NOTICE_LAST_HOP_BUDGET, /* one was not, for the budget */
+	NOTICE_RELEARN_DAMPED,	/* a flow was kept from moving again so soon */
+	NOTICE_VM,		/* a VM was seen for the first time */
+	NOTICE_VM_MOVED,	/* a VM came to another tap */
+	NOTICE_VM_BUDGET,
+};
+
+/* notices */
+struct notice {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 ifindex;
+	__u32 last_hop; /* index, of NOTICE_LAST_HOP */
+	__u16 zone;
+	__u8 kind;   /* enum notice_kind */
+	__u8 mac[6]; /* source of the frame */
+	__u8 reserved[7];
+};
+
+/* devices: name -> a device of the operator's. Programs do not look here: they know last hops. */
+struct device_key {
+	char name[NAME_BYTES];
+};
+
+struct mac_address {
+	__u8 octets[6];
+};
+
+struct device_address {
+	__u8 octets[16]; /* IPv4 as ::ffff:a.b.c.d; zero: none */
+	__u8 mac[6];	 /* that it last resolved to; zero: none yet */
+	__u16 reserved;
+};
+
+struct device_probe {
+	struct device_address target; /* its MAC is not used; none: the device's first address */
+	__u8 kind;		      /* enum probe_kind */
+	__u8 fall;		      /* failures in a row that mean down */
+	__u8 rise;		      /* answers in a row that mean up */
+	__u8 reserved;
+	__u16 port; /* host order */
+	__u16 reserved2;
+	__u32 interval_ms;
+	__u32 timeout_ms;
+};
+
+struct device {
+	char peer[NAME_BYTES]; /* of ON_DOWN_PEER */
+	char interface[16];    /* name or glob of its uplinks; empty: all of the zone */
+	struct device_address addresses[DEVICE_ADDRESSES_MAX];
+	struct mac_address macs[DEVICE_MACS_MAX]; /* as given; zero: none */
+	struct mac_address reply_mac;		  /* zero: each MAC is answered itself */
+	__u16 zone;
+	struct vlan_tag tags[2];
+	struct device_probe probe;
+	__u8 origin;	    /* enum origin */
+	__u8 on_down;	    /* enum on_down */
+	__u8 state;	    /* enum device_state */
+	__u8 cause;	    /* enum cause */
+	__u8 operator_down; /* the operator's word; wins over what is observed */
+	__u8 reserved[3];
+	__u32 changed; /* ticks, when state did */
+	__u32 flaps;   /* changes of its MAC that came too soon after another */
+};
+
+/* identity[0]: which build's programs are pinned here. */
+struct identity {
+	__u8 object[32];	  /* SHA-256 of the object file */
+	char version[NAME_BYTES]; /* of the package */
+	__u32 starts;		  /* of the daemon */
+};
+
+/* layout[0]: the layout of these tables as JSON, for a version that has another. */
+struct layout {
+	__u32 bytes;
+	__u8 text[LAYOUT_BYTES];
+};
+
+/* What one pass over one table found. sweep_reports: enum table -> the
+ * pass under way, TABLES + enum table -> the last that ended */
 enum table {
 	TABLE_FLOWS4,
 	TABLE_FLOWS6,
@@ -377,13 +524,26 @@ struct sweep_report {
 	__u64 states[FLOW_STATES];
 	__u64 local_origin;
 	__u64 ages[AGE_BUCKETS];
+	__u64 evicted[FLOW_STATES]; /* by the LRU since the tables were made, in which state */
+	__u64 started_ns;	    /* CLOCK_MONOTONIC */
+	__u64 finished_ns;
+	__u64 busy_ns; /* of that time, in the kernel's walk */
+};
+
+/* zone_reports: (zone's number * TABLES + enum table) * 2 -> pass under way, + 1 -> last that ended
+ */
+struct zone_report {
+	__u64 states[FLOW_STATES];
 };
 
 /* sweep_control[0] */
 struct sweep_control {
 	__u32 idle_ticks; /* instead of every timeout; 0: the timeouts of control */
 	__u32 budget_ns;  /* after which a read of the iterator returns */
-	__u32 reserved[2];
+	/* Where in last_hop_refs the pass counts, and where the last that ended did: 0 or
+	 * LAST_HOPS_MAX. */
+	__u32 refs;
+	__u32 refs_ended;
 };
 
 /* What one read of a sweep iterator returns. */
@@ -405,7 +565,9 @@ struct sweep_work {
 	__u64 entries;
 	__u32 pending; /* key holds an entry to delete */
 	__u8 key[40];
-	__u32 jiffies; /* when the clock was last looked at */
+	__u32 jiffies;	   /* when the clock was last looked at */
+	__u32 zone;	   /* of the last entry, plus 1 */
+	__u32 zone_number; /* its row in zone_reports */
 };
 
 #define ASSERT_BYTES(type, bytes) _Static_assert(sizeof(type) == (bytes), #type " has another size")
@@ -418,21 +580,30 @@ ASSERT_BYTES(struct last_hop, 64);
 ASSERT_BYTES(struct last_hop_key, 20);
 ASSERT_BYTES(struct last_hop_stats, 40);
 ASSERT_BYTES(struct verdict_count, 16);
-ASSERT_BYTES(struct interface, 52);
+ASSERT_BYTES(struct interface, 56);
 ASSERT_BYTES(struct budget, 16);
 ASSERT_BYTES(struct vm_key, 8);
 ASSERT_BYTES(struct vm, 16);
-ASSERT_BYTES(struct tap, 16);
+ASSERT_BYTES(struct tap, 20);
+ASSERT_BYTES(struct exclusion, 24);
+ASSERT_BYTES(struct exclusions, 4 + 24 * EXCLUSIONS_MAX);
 ASSERT_BYTES(struct fragment_key, 40);
 ASSERT_BYTES(struct fragment, 8);
-ASSERT_BYTES(struct control, 56);
-ASSERT_BYTES(struct allocations, 16);
+ASSERT_BYTES(struct control, 64);
+ASSERT_BYTES(struct allocations, 24);
 ASSERT_BYTES(struct clock, 16);
 ASSERT_BYTES(struct event, 88);
-ASSERT_BYTES(struct sweep_report, 8 * (3 + FLOW_STATES + AGE_BUCKETS));
+ASSERT_BYTES(struct notice, 32);
+ASSERT_BYTES(struct device_address, 24);
+ASSERT_BYTES(struct device_probe, 40);
+ASSERT_BYTES(struct device, 264);
+ASSERT_BYTES(struct identity, 68);
+ASSERT_BYTES(struct layout, 4 + LAYOUT_BYTES);
+ASSERT_BYTES(struct sweep_report, 8 * (6 + 2 * FLOW_STATES + AGE_BUCKETS));
+ASSERT_BYTES(struct zone_report, 8 * FLOW_STATES);
 ASSERT_BYTES(struct sweep_control, 16);
 ASSERT_BYTES(struct sweep_record, 16);
 ASSERT_BYTES(struct sweep_key, 48);
-ASSERT_BYTES(struct sweep_work, 64);
+ASSERT_BYTES(struct sweep_work, 72);
 
 #endif

@@ -17,6 +17,36 @@ static __always_inline void count_verdict(__u32 slot, __u32 reason, __u32 length
 	count->bytes += length_bytes;
 }
 
+static __always_inline void count_balance(__u32 table, __u32 state, __s64 change)
+{
+	__u32 row = table * FLOW_STATES + state;
+	__u64 *balance = bpf_map_lookup_elem(&flow_balance, &row);
+
+	/* A sweep in process context may be interrupted by a packet on the same CPU. */
+	if (balance)
+		__sync_fetch_and_add(balance, change);
+}
+
+/* Global, so that the verifier looks at it once. */
+__noinline int count_entered(__u32 table, __u32 state)
+{
+	count_balance(table, state, 1);
+	return 0;
+}
+
+__noinline int count_left(__u32 table, __u32 state)
+{
+	count_balance(table, state, -1);
+	return 0;
+}
+
+__noinline int count_transition(__u32 table, __u32 from, __u32 to)
+{
+	count_balance(table, from, -1);
+	count_balance(table, to, 1);
+	return 0;
+}
+
 static __always_inline void count_request(__u32 index, const struct packet *p)
 {
 	struct last_hop_stats *stats = bpf_map_lookup_elem(&last_hop_stats, &index);
@@ -33,6 +63,14 @@ static __always_inline void count_reply(struct last_hop_stats *stats, const stru
 	stats->reply_packets++;
 	stats->reply_bytes += p->length_bytes;
 	stats->last_seen = p->now;
+}
+
+static __always_inline void count_relearn(__u32 index)
+{
+	struct last_hop_stats *stats = bpf_map_lookup_elem(&last_hop_stats, &index);
+
+	if (stats)
+		stats->relearns++;
 }
 
 #endif

@@ -4,6 +4,7 @@
 #define LASTHOP_KEY_H
 
 #include <linux/in.h>
+#include "count.h"
 #include "frame.h"
 #include "maps.h"
 
@@ -51,6 +52,13 @@ static __always_inline struct embryo *embryo_find(const struct packet *p)
 	return embryo;
 }
 
+static __always_inline __u32 table_of(const struct packet *p, bool embryonic)
+{
+	if (embryonic)
+		return p->family == 4 ? TABLE_EMBRYOS4 : TABLE_EMBRYOS6;
+	return p->family == 4 ? TABLE_FLOWS4 : TABLE_FLOWS6;
+}
+
 /* False on any error but that another CPU was first, which is as good. */
 static __always_inline bool embryo_insert(const struct packet *p, const struct embryo *e)
 {
@@ -60,6 +68,21 @@ static __always_inline bool embryo_insert(const struct packet *p, const struct e
 		rc = bpf_map_update_elem(&embryos4, &p->key4, e, BPF_NOEXIST);
 	else
 		rc = bpf_map_update_elem(&embryos6, &p->key6, e, BPF_NOEXIST);
+	if (!rc)
+		count_entered(table_of(p, true), e->flow.state);
+	return !rc || rc == -17 /* EEXIST */;
+}
+
+static __always_inline bool flow_insert(const struct packet *p, const struct flow *flow)
+{
+	long rc;
+
+	if (p->family == 4)
+		rc = bpf_map_update_elem(&flows4, &p->key4, flow, BPF_NOEXIST);
+	else
+		rc = bpf_map_update_elem(&flows6, &p->key6, flow, BPF_NOEXIST);
+	if (!rc)
+		count_entered(table_of(p, false), flow->state);
 	return !rc || rc == -17 /* EEXIST */;
 }
 
@@ -73,16 +96,51 @@ static __always_inline bool flow_promote(const struct packet *p, const struct fl
 	struct flow flow = *embryonic;
 	long rc;
 
+	if (!flow_insert(p, &flow))
+		return false;
+	if (p->family == 4)
+		rc = bpf_map_delete_elem(&embryos4, &p->key4);
+	else
+		rc = bpf_map_delete_elem(&embryos6, &p->key6);
+	if (!rc)
+		count_left(table_of(p, true), flow.state);
+	return true;
+}
+
+/*
+ * While tables are exchanged: takes a flow over from those before. Returns whether one may be there
+ * now. A global function, as it is seldom called.
+ */
+__noinline int flow_take_over(const struct packet *p)
+{
+	struct embryo *embryo = NULL;
+	struct flow *flow = NULL;
+	__u32 zero = 0;
+	void *table;
+
+	if (!p)
+		return 0;
 	if (p->family == 4) {
-		rc = bpf_map_update_elem(&flows4, &p->key4, &flow, BPF_NOEXIST);
-		if (!rc || rc == -17)
-			bpf_map_delete_elem(&embryos4, &p->key4);
+		table = bpf_map_lookup_elem(&previous_flows4, &zero);
+		if (table)
+			flow = bpf_map_lookup_elem(table, &p->key4);
 	} else {
-		rc = bpf_map_update_elem(&flows6, &p->key6, &flow, BPF_NOEXIST);
-		if (!rc || rc == -17)
-			bpf_map_delete_elem(&embryos6, &p->key6);
+		table = bpf_map_lookup_elem(&previous_flows6, &zero);
+		if (table)
+			flow = bpf_map_lookup_elem(table, &p->key6);
 	}
-	return !rc || rc == -17;
+	if (flow)
+		return flow_insert(p, flow);
+	if (p->family == 4) {
+		table = bpf_map_lookup_elem(&previous_embryos4, &zero);
+		if (table)
+			embryo = bpf_map_lookup_elem(table, &p->key4);
+	} else {
+		table = bpf_map_lookup_elem(&previous_embryos6, &zero);
+		if (table)
+			embryo = bpf_map_lookup_elem(table, &p->key6);
+	}
+	return embryo && embryo_insert(p, embryo);
 }
 
 static __always_inline void flow_touch(struct flow *flow, __u32 now)
@@ -91,10 +149,15 @@ static __always_inline void flow_touch(struct flow *flow, __u32 now)
 		flow->last_seen = now;
 }
 
-static __always_inline void flow_set_state(struct flow *flow, __u8 state)
+static __always_inline void flow_set_state(struct flow *flow, __u8 state, const struct packet *p,
+					   bool embryonic)
 {
-	if (flow->state != state)
-		flow->state = state;
+	__u8 before = flow->state;
+
+	if (before == state)
+		return;
+	flow->state = state;
+	count_transition(table_of(p, embryonic), before, state);
 }
 
 static __always_inline void flow_set_flag(struct flow *flow, __u8 flags)
@@ -124,17 +187,18 @@ static __always_inline __u8 flow_open_state(const struct flow *flow)
  * blind, and a VM that goes on sending proves that it was (RFC 5961). Two CPUs may race on state
  * and flags; the worst is a timeout of another state until the next packet.
  */
-static __always_inline void flow_close(struct flow *flow, const struct packet *p, bool reply)
+static __always_inline void flow_close(struct flow *flow, const struct packet *p, bool embryonic,
+				       bool reply)
 {
 	if (p->kind == PACKET_ABORT) {
 		if (reply)
 			flow_set_flag(flow, FLOW_FIN_REMOTE | FLOW_FIN_LOCAL);
-		flow_set_state(flow, FLOW_CLOSED);
+		flow_set_state(flow, FLOW_CLOSED, p, embryonic);
 	} else if (p->fin) {
 		flow_set_flag(flow, reply ? FLOW_FIN_LOCAL : FLOW_FIN_REMOTE);
-		flow_set_state(flow, flow_open_state(flow));
+		flow_set_state(flow, flow_open_state(flow), p, embryonic);
 	} else if (reply && flow->state == FLOW_CLOSED && p->kind == PACKET_DATA) {
-		flow_set_state(flow, flow_open_state(flow));
+		flow_set_state(flow, flow_open_state(flow), p, embryonic);
 	}
 }
 

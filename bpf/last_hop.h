@@ -10,6 +10,7 @@
 
 #include "frame.h"
 #include "maps.h"
+#include "notice.h"
 
 #define GENERATION_MASK ((1U << (32 - LAST_HOP_INDEX_BITS)) - 1)
 
@@ -82,6 +83,7 @@ static __noinline __u32 last_hop_learn(const struct packet *p, const struct inte
 		return 0;
 	if (__sync_fetch_and_add(&budget->last_hops, 1) >= budget->last_hops_max) {
 		*why = REASON_LAST_HOP_BUDGET;
+		notice(NOTICE_LAST_HOP_BUDGET, p, 0);
 		goto give_budget;
 	}
 	index = last_hop_take(given);
@@ -107,8 +109,10 @@ static __noinline __u32 last_hop_learn(const struct packet *p, const struct inte
 	barrier();
 	bpf_map_update_elem(&last_hop_alias, &index, &reference, BPF_ANY);
 	rc = bpf_map_update_elem(&last_hop_index, &key, &index, BPF_NOEXIST);
-	if (!rc)
+	if (!rc) {
+		notice(NOTICE_LAST_HOP, p, index);
 		return reference;
+	}
 	/* Lost the race, or the index is full: nobody has seen this record, give it back. */
 	record->kind = LAST_HOP_NONE;
 	bpf_map_push_elem(&last_hop_free, &index, BPF_ANY);

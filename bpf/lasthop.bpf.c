@@ -60,7 +60,7 @@ int reply_tc(struct __sk_buff *skb)
 	if (now.in->policy == POLICY_OFF)
 		reason = REASON_OFF;
 	else if (reason == PARSED)
-		reason = vm ? reply(skb, &packet, now.in, vm, &decision)
+		reason = vm ? reply(skb, &packet, now.in, now.ctl, vm, &decision)
 			    : no_vm_reason(&packet, now.in);
 	if (reason == REASON_REDIRECT) {
 		decision.verdict = VERDICT_REDIRECT;
@@ -116,13 +116,13 @@ int sweep_key(struct sweep_key *asked)
 	__builtin_memcpy(&key6, asked->key, sizeof(key6));
 	switch (asked->table) {
 	case TABLE_FLOWS4:
-		return sweep_single(&flows4, TABLE_FLOWS4, &key4, key4.proto);
+		return sweep_single(&flows4, TABLE_FLOWS4, &key4, key4.zone, key4.proto);
 	case TABLE_FLOWS6:
-		return sweep_single(&flows6, TABLE_FLOWS6, &key6, key6.proto);
+		return sweep_single(&flows6, TABLE_FLOWS6, &key6, key6.zone, key6.proto);
 	case TABLE_EMBRYOS4:
-		return sweep_single(&embryos4, TABLE_EMBRYOS4, &key4, key4.proto);
+		return sweep_single(&embryos4, TABLE_EMBRYOS4, &key4, key4.zone, key4.proto);
 	case TABLE_EMBRYOS6:
-		return sweep_single(&embryos6, TABLE_EMBRYOS6, &key6, key6.proto);
+		return sweep_single(&embryos6, TABLE_EMBRYOS6, &key6, key6.zone, key6.proto);
 	}
 	return 0;
 }

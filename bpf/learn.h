@@ -4,11 +4,13 @@
 #define LASTHOP_LEARN_H
 
 #include "count.h"
+#include "exclude.h"
 #include "fib.h"
 #include "frame.h"
 #include "key.h"
 #include "last_hop.h"
 #include "maps.h"
+#include "notice.h"
 
 static __always_inline struct vm *vm_find(__u16 zone, const __u8 *mac)
 {
@@ -167,7 +169,8 @@ static __always_inline int learn_restart(void *ctx, struct flow *flow, struct em
 		embryo->vm_next = embryo->vm_isn;
 	flow->vm = 0;
 	flow->flags = 0;
-	flow->state = first_state(p);
+	flow->moved = 0;
+	flow_set_state(flow, first_state(p), p, embryo);
 	flow->last_seen = p->now;
 	WRITE_ONCE(flow->last_hop, reference);
 	count_request(reference & LAST_HOP_INDEX_MASK, p);
@@ -175,8 +178,15 @@ static __always_inline int learn_restart(void *ctx, struct flow *flow, struct em
 	return REASON_RESTART;
 }
 
+static __always_inline bool flow_is_damped(const struct flow *flow, __u32 now,
+					   const struct control *ctl)
+{
+	return flow->moved && ctl->relearn_damping &&
+	       (__u16)(now - flow->moved) < ctl->relearn_damping;
+}
+
 static __always_inline int learn_move(void *ctx, struct flow *flow, const struct packet *p,
-				      const struct interface *in)
+				      const struct interface *in, const struct control *ctl)
 {
 	__u32 vm, reference, index = flow->last_hop & LAST_HOP_INDEX_MASK;
 	int why;
@@ -189,10 +199,17 @@ static __always_inline int learn_move(void *ctx, struct flow *flow, const struct
 	/* Never means: from a record that still stands. */
 	if ((in->flags & INTERFACE_RELEARN_NEVER) && last_hop_reference_of(index) == flow->last_hop)
 		return REASON_RELEARN_OFF;
+	/* Two MACs that take turns would otherwise take the flow with them at each packet. */
+	if (flow_is_damped(flow, p->now, ctl)) {
+		notice(NOTICE_RELEARN_DAMPED, p, 0);
+		return REASON_RELEARN_DAMPED;
+	}
 	reference = last_hop_learn(p, in, &why);
 	if (!reference)
 		return why;
 	WRITE_ONCE(flow->last_hop, reference);
+	flow->moved = p->now ? p->now : 1;
+	count_relearn(reference & LAST_HOP_INDEX_MASK);
 	return REASON_RELEARN;
 }
 
@@ -218,7 +235,7 @@ static __always_inline int learn_answer(void *ctx, struct flow *flow, struct emb
 		flow_set_flag(flow, FLOW_ANSWERED);
 		flow_touch(flow, p->now);
 		if (proto == IPPROTO_TCP || proto == IPPROTO_SCTP)
-			flow_close(flow, p, false);
+			flow_close(flow, p, embryo, false);
 	}
 	decision_flow(d, flow);
 	return REASON_ANSWER;
@@ -255,15 +272,15 @@ static __always_inline void flow_advance_request(struct flow *flow, const struct
 {
 	flow_touch(flow, p->now);
 	if (packet_proto(p) == IPPROTO_TCP || packet_proto(p) == IPPROTO_SCTP) {
-		flow_close(flow, p, false);
+		flow_close(flow, p, embryonic, false);
 		if (!embryonic && p->kind == PACKET_DATA && flow->state == FLOW_SYN_ACK)
-			flow_set_state(flow, FLOW_ESTABLISHED);
+			flow_set_state(flow, FLOW_ESTABLISHED, p, embryonic);
 	}
 }
 
 static __always_inline int learn_known(void *ctx, struct flow *flow, struct embryo *embryo,
 				       const struct packet *p, const struct interface *in,
-				       struct decision *d)
+				       const struct control *ctl, struct decision *d)
 {
 	int why = REASON_REFRESH;
 	bool proven;
@@ -277,7 +294,7 @@ static __always_inline int learn_known(void *ctx, struct flow *flow, struct embr
 		if (p->kind == PACKET_OPEN && packet_proto(p) != IPPROTO_ICMP &&
 		    packet_proto(p) != IPPROTO_ICMPV6)
 			return learn_restart(ctx, flow, embryo, p, in, d);
-		why = learn_move(ctx, flow, p, in);
+		why = learn_move(ctx, flow, p, in, ctl);
 		if (why != REASON_RELEARN)
 			return why;
 	} else if (p->kind == PACKET_OPEN && flow->vm && flow->state <= FLOW_SYN_ACK) {
@@ -292,7 +309,7 @@ static __always_inline int learn_known(void *ctx, struct flow *flow, struct embr
 	proven = embryo && embryo_is_proven(embryo, p);
 	flow_advance_request(flow, p, embryo);
 	if (proven)
-		flow_set_state(flow, flow_open_state(flow));
+		flow_set_state(flow, flow_open_state(flow), p, embryo);
 	decision_flow(d, flow);
 	if (!proven)
 		return why;
@@ -309,15 +326,22 @@ static __always_inline int learn(void *ctx, const struct packet *p, const struct
 	struct flow *flow = flow_find(p);
 	__u32 target;
 
+	if ((in->flags & INTERFACE_EXCLUDES) && is_excluded(p, in))
+		return REASON_EXCLUDED;
 	if (!flow) {
 		/* Most that misses is for nobody here: say so before looking further. */
 		target = vm_id(in->zone, p->destination);
 		if (!target && !is_for_host_mac(p, in))
 			return REASON_NOT_FOR_VM;
 		embryo = embryo_find(p);
-		if (!embryo)
+		if (!embryo && ctl->migrating && flow_take_over(p)) {
+			flow = flow_find(p);
+			embryo = flow ? NULL : embryo_find(p);
+		}
+		if (!embryo && !flow)
 			return learn_new(ctx, p, in, target, d);
-		flow = &embryo->flow;
+		if (embryo)
+			flow = &embryo->flow;
 	}
 	if (p->kind == PACKET_ERROR) {
 		decision_flow(d, flow);
@@ -325,7 +349,7 @@ static __always_inline int learn(void *ctx, const struct packet *p, const struct
 	}
 	if (flow->flags & FLOW_LOCAL_ORIGIN)
 		return learn_answer(ctx, flow, embryo, p, in, ctl, d);
-	return learn_known(ctx, flow, embryo, p, in, d);
+	return learn_known(ctx, flow, embryo, p, in, ctl, d);
 }
 
 #endif

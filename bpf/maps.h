@@ -37,6 +37,48 @@ struct {
 	__type(value, struct embryo);
 } embryos6 SEC(".maps");
 
+/*
+ * The tables before these, while they are exchanged for others in size (control.migrating): the
+ * programs take over what they miss. Empty otherwise, so that nothing is held.
+ */
+#define PREVIOUS(name, key_type, value_type)                                                       \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);                                          \
+		__uint(max_entries, 1);                                                            \
+		__type(key, __u32);                                                                \
+		__array(                                                                           \
+			values, struct {                                                           \
+				__uint(type, BPF_MAP_TYPE_LRU_HASH);                               \
+				__uint(max_entries, 1);                                            \
+				__uint(key_size, sizeof(key_type));                                \
+				__uint(value_size, sizeof(value_type));                            \
+			});                                                                        \
+	} name SEC(".maps")
+
+PREVIOUS(previous_flows4, struct flow4_key, struct flow);
+PREVIOUS(previous_flows6, struct flow6_key, struct flow);
+PREVIOUS(previous_embryos4, struct flow4_key, struct embryo);
+PREVIOUS(previous_embryos6, struct flow6_key, struct embryo);
+
+/*
+ * enum table * FLOW_STATES + state -> flows that came into that state less those that left it, by a
+ * change of state or deleted. What is not found there by a sweep the LRU has evicted.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TABLES *FLOW_STATES);
+	__type(key, __u32);
+	__type(value, __u64);
+} flow_balance SEC(".maps");
+
+/* The same of what user space deleted, to be taken off; only user space writes it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TABLES *FLOW_STATES);
+	__type(key, __u32);
+	__type(value, __u64);
+} flow_removals SEC(".maps");
+
 /* Index -> immutable record of a last hop. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -77,10 +119,11 @@ struct {
 	__type(value, struct last_hop_stats);
 } last_hop_stats SEC(".maps");
 
-/* Index -> flows that name it, as the last sweep counted them. */
+/* Index, or LAST_HOPS_MAX + index -> flows that name it, as a sweep counted them. Sweeps alternate.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, LAST_HOPS_MAX);
+	__uint(max_entries, LAST_HOPS_MAX * 2);
 	__type(key, __u32);
 	__type(value, __u32);
 } last_hop_refs SEC(".maps");
@@ -116,6 +159,52 @@ struct {
 	__type(key, __u32);
 	__type(value, struct tap);
 } taps SEC(".maps");
+
+/* Slot -> flows that are left alone there. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, INTERFACES_MAX);
+	__type(key, __u32);
+	__type(value, struct exclusions);
+} exclusions SEC(".maps");
+
+/* Name -> device of the operator's. For the controller only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, DEVICES_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct device_key);
+	__type(value, struct device);
+} devices SEC(".maps");
+
+/* Zone -> its number in zone_reports, from 1; the zones that have none are counted as number 0. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ZONES_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} zones SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ZONES_MAX *TABLES * 2);
+	__type(key, __u32);
+	__type(value, struct zone_report);
+} zone_reports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct identity);
+} identity SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct layout);
+} layout SEC(".maps");
 
 /* Slot -> what the hot path may still create for this interface. */
 struct {
@@ -164,6 +253,11 @@ struct {
 } events SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, NOTICES_BYTES);
+} notices SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
@@ -177,10 +271,9 @@ struct {
 	__type(value, struct allocations);
 } allocations SEC(".maps");
 
-/* enum table -> what the last pass found. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, TABLES);
+	__uint(max_entries, TABLES * 2);
 	__type(key, __u32);
 	__type(value, struct sweep_report);
 } sweep_reports SEC(".maps");

@@ -6,12 +6,14 @@
 #include <linux/if_ether.h>
 #include <linux/pkt_cls.h>
 #include "count.h"
+#include "exclude.h"
 #include "fib.h"
 #include "frame.h"
 #include "key.h"
 #include "last_hop.h"
 #include "learn.h"
 #include "maps.h"
+#include "notice.h"
 
 static __noinline __u32 vm_learn(const struct packet *p, const struct interface *in)
 {
@@ -25,12 +27,15 @@ static __noinline __u32 vm_learn(const struct packet *p, const struct interface 
 		return 0;
 	if (__sync_fetch_and_add(&budget->vms, 1) >= budget->vms_max) {
 		__sync_fetch_and_add(&budget->vms, -1);
+		notice(NOTICE_VM_BUDGET, p, 0);
 		return 0;
 	}
 	mac_copy(key.mac, p->source);
 	vm.id = __sync_fetch_and_add(&given->vms, 1) + 1;
-	if (!bpf_map_update_elem(&vms, &key, &vm, BPF_NOEXIST))
+	if (!bpf_map_update_elem(&vms, &key, &vm, BPF_NOEXIST)) {
+		notice(NOTICE_VM, p, 0);
 		return vm.id;
+	}
 	__sync_fetch_and_add(&budget->vms, -1);
 	/* Another CPU was first, or the table is full. */
 	struct vm *found = bpf_map_lookup_elem(&vms, &key);
@@ -63,8 +68,10 @@ static __noinline __u32 vm_enter(const struct packet *p, const struct interface 
 				}
 			}
 			vm->ifindex = p->ifindex;
-			vm->last_seen = p->now;
+			notice(NOTICE_VM_MOVED, p, 0);
 		}
+		if (vm->last_seen != p->now)
+			vm->last_seen = p->now;
 	} else {
 		id = vm_learn(p, in);
 	}
@@ -86,8 +93,11 @@ static __always_inline __u32 vm_of(const struct packet *p, const struct interfac
 	if (tap) {
 		id = READ_ONCE(tap->vm);
 		/* Twice the same id: the MAC in between was its. */
-		if (id && mac_equal(tap->mac, p->source) && READ_ONCE(tap->vm) == id)
+		if (id && mac_equal(tap->mac, p->source) && READ_ONCE(tap->vm) == id) {
+			if (tap->last_seen != p->now)
+				tap->last_seen = p->now;
 			return id;
+		}
 	}
 	return source_is_other(p, in) ? vm_enter(p, in) : 0;
 }
@@ -129,7 +139,7 @@ static __always_inline int reply_of_local_origin(struct flow *flow, const struct
 	if (p->kind == PACKET_OPEN && (proto == IPPROTO_TCP || proto == IPPROTO_SCTP) &&
 	    flow->state != FLOW_SYN) {
 		flow->flags = FLOW_LOCAL_ORIGIN;
-		flow->state = FLOW_SYN;
+		flow_set_state(flow, FLOW_SYN, p, embryo);
 		flow->vm = vm;
 	}
 	if (flow->state == FLOW_PROVISIONAL) {
@@ -138,10 +148,10 @@ static __always_inline int reply_of_local_origin(struct flow *flow, const struct
 	} else {
 		flow_touch(flow, p->now);
 		if (proto == IPPROTO_TCP || proto == IPPROTO_SCTP) {
-			flow_close(flow, p, true);
+			flow_close(flow, p, embryo, true);
 			if (p->kind == PACKET_DATA && (flow->flags & FLOW_ANSWERED) &&
 			    flow->state == FLOW_SYN) {
-				flow_set_state(flow, FLOW_ESTABLISHED);
+				flow_set_state(flow, FLOW_ESTABLISHED, p, embryo);
 				decision_flow(d, flow);
 				/* Proven as well: a flood must not make us forget who opened it. */
 				if (embryo && !flow_promote(p, flow))
@@ -172,19 +182,19 @@ static __always_inline void flow_advance_reply(struct flow *flow, struct embryo 
 		}
 	}
 	if (proto == IPPROTO_TCP || proto == IPPROTO_SCTP)
-		flow_close(flow, p, true);
+		flow_close(flow, p, embryo, true);
 	if (p->kind == PACKET_ABORT)
 		return;
 	switch (flow->state) {
 	case FLOW_NEW:
-		flow_set_state(flow, FLOW_REPLIED);
+		flow_set_state(flow, FLOW_REPLIED, p, embryo);
 		break;
 	case FLOW_SYN:
 		if (p->kind == PACKET_ANSWER)
-			flow_set_state(flow, FLOW_SYN_ACK);
+			flow_set_state(flow, FLOW_SYN_ACK, p, embryo);
 		else if (!embryo && p->kind == PACKET_DATA)
 			/* A stray SYN on a live connection: the VM goes on with the old one. */
-			flow_set_state(flow, FLOW_ESTABLISHED);
+			flow_set_state(flow, FLOW_ESTABLISHED, p, embryo);
 		break;
 	}
 }
@@ -338,7 +348,8 @@ static __always_inline int reply_send(struct __sk_buff *skb, const struct packet
 }
 
 static __always_inline int reply(struct __sk_buff *skb, const struct packet *p,
-				 const struct interface *in, __u32 vm, struct decision *d)
+				 const struct interface *in, const struct control *ctl, __u32 vm,
+				 struct decision *d)
 {
 	struct embryo *embryo = NULL;
 	struct last_hop_stats *stats;
@@ -347,12 +358,19 @@ static __always_inline int reply(struct __sk_buff *skb, const struct packet *p,
 	__u32 used = 0;
 	int why;
 
+	if ((in->flags & INTERFACE_EXCLUDES) && is_excluded(p, in))
+		return REASON_EXCLUDED;
 	flow = flow_find(p);
 	if (!flow) {
 		embryo = embryo_find(p);
-		if (!embryo)
+		if (!embryo && ctl->migrating && flow_take_over(p)) {
+			flow = flow_find(p);
+			embryo = flow ? NULL : embryo_find(p);
+		}
+		if (!embryo && !flow)
 			return p->kind == PACKET_ERROR ? REASON_NO_FLOW : reply_local_origin(p, vm);
-		flow = &embryo->flow;
+		if (embryo)
+			flow = &embryo->flow;
 	}
 	if (flow->flags & FLOW_LOCAL_ORIGIN)
 		return reply_of_local_origin(flow, embryo, p, vm, d);

@@ -77,38 +77,63 @@ static __always_inline __u32 age_bucket(__u32 age_ticks)
 	return bucket;
 }
 
-static __always_inline void sweep_reference(const struct flow *flow, __s32 change)
+static __always_inline void sweep_reference(const struct flow *flow, __s32 change,
+					    const struct sweep_control *how)
 {
 	__u32 index = flow->last_hop & LAST_HOP_INDEX_MASK, *refs;
 
 	if (flow->flags & FLOW_LOCAL_ORIGIN)
 		return;
+	index += how->refs ? LAST_HOPS_MAX : 0;
 	refs = bpf_map_lookup_elem(&last_hop_refs, &index);
 	if (refs)
 		*refs += change;
 }
 
+/* Flows by zone. Entries of one zone often follow each other, so its row is kept. */
+static __always_inline void sweep_zone(struct sweep_work *work, const struct flow *flow,
+				       __u32 table, __u16 zone)
+{
+	__u32 row, key = zone, *number;
+	struct zone_report *report;
+
+	if (work->zone != key + 1) {
+		number = bpf_map_lookup_elem(&zones, &key);
+		work->zone_number = number ? *number : 0;
+		work->zone = key + 1;
+	}
+	row = (work->zone_number * TABLES + table) * 2;
+	report = bpf_map_lookup_elem(&zone_reports, &row);
+	if (report && flow->state < FLOW_STATES)
+		report->states[flow->state]++;
+}
+
 static __always_inline void sweep_count(struct sweep_report *report, const struct flow *flow,
-					__u32 age)
+					__u32 age, const struct sweep_control *how)
 {
 	report->entries++;
 	if (flow->state < FLOW_STATES)
 		report->states[flow->state]++;
 	report->ages[age_bucket(age)]++;
 	report->local_origin += !!(flow->flags & FLOW_LOCAL_ORIGIN);
-	sweep_reference(flow, 1);
+	sweep_reference(flow, 1, how);
 }
 
-static __always_inline void sweep_expire(void *map, const void *key, const struct flow *flow,
-					 struct sweep_report *report)
+static __always_inline void sweep_expire(void *map, __u32 table, const void *key,
+					 const struct flow *flow, struct sweep_report *report,
+					 const struct sweep_control *how)
 {
-	sweep_reference(flow, -1);
-	if (!bpf_map_delete_elem(map, key))
-		report->expired++;
+	__u8 state = flow->state;
+
+	sweep_reference(flow, -1, how);
+	if (bpf_map_delete_elem(map, key))
+		return;
+	report->expired++;
+	count_left(table, state);
 }
 
 /* Deletes what was nominated, unless a packet was quicker. */
-static __always_inline bool sweep_pending(void *map, struct sweep_work *work,
+static __always_inline bool sweep_pending(void *map, __u32 table, struct sweep_work *work,
 					  struct sweep_report *report, __u8 proto, __u32 now,
 					  const struct control *ctl,
 					  const struct sweep_control *how)
@@ -121,7 +146,7 @@ static __always_inline bool sweep_pending(void *map, struct sweep_work *work,
 	flow = bpf_map_lookup_elem(map, work->key);
 	if (!flow || !flow_is_idle(flow, proto, now, ctl, how))
 		return false;
-	sweep_expire(map, work->key, flow, report);
+	sweep_expire(map, table, work->key, flow, report, how);
 	return true;
 }
 
@@ -144,10 +169,12 @@ static __always_inline int sweep_entry(struct bpf_iter__bpf_map_elem *ctx, void 
 		return 0;
 	now = now_ticks(ctl);
 	/* Both keys end with proto and a reserved byte. */
-	deleted = sweep_pending(map, work, report, work->key[(key_bytes - 2) & 63], now, ctl, how);
+	deleted = sweep_pending(map, table, work, report, work->key[(key_bytes - 2) & 63], now, ctl,
+				how);
 	if (key && flow) {
 		work->entries++;
-		sweep_count(report, flow, flow_age(flow, now));
+		sweep_count(report, flow, flow_age(flow, now), how);
+		sweep_zone(work, flow, table, *(__u16 *)(key + key_bytes - 4));
 		if (flow_is_idle(flow, key[key_bytes - 2], now, ctl, how)) {
 			__builtin_memcpy(work->key, key, key_bytes);
 			work->pending = 1;
@@ -174,20 +201,23 @@ static __always_inline int sweep_entry(struct bpf_iter__bpf_map_elem *ctx, void 
  * The same for one entry. Between entries an iterator cannot be stopped, and it spends 20 ns on
  * each bucket without any, so a large table with few of them is not for it.
  */
-static __always_inline int sweep_single(void *map, __u32 table, const void *key, __u8 proto)
+static __always_inline int sweep_single(void *map, __u32 table, const void *key, __u16 zone,
+					__u8 proto)
 {
 	__u32 zero = 0, now;
 	struct sweep_report *report = bpf_map_lookup_elem(&sweep_reports, &table);
 	struct sweep_control *how = bpf_map_lookup_elem(&sweep_control, &zero);
 	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	struct sweep_work *work = bpf_map_lookup_elem(&sweep_work, &table);
 	struct flow *flow = bpf_map_lookup_elem(map, key);
 
-	if (!report || !how || !ctl || !flow)
+	if (!report || !how || !ctl || !flow || !work)
 		return 0;
 	now = now_ticks(ctl);
-	sweep_count(report, flow, flow_age(flow, now));
+	sweep_count(report, flow, flow_age(flow, now), how);
+	sweep_zone(work, flow, table, zone);
 	if (flow_is_idle(flow, proto, now, ctl, how))
-		sweep_expire(map, key, flow, report);
+		sweep_expire(map, table, key, flow, report, how);
 	return 0;
 }
 

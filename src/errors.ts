@@ -21,7 +21,12 @@ export const ERROR_CODES = [
   "E_MODE", // this mode does not work here
   "E_FOREIGN", // somebody else's program is in the way
   "E_TUPLE", // a five-tuple that cannot be read
-  "E_NOT_FOUND", // no such flow
+  "E_NOT_FOUND", // no such flow, device, …
+  "E_CONFIG", // the configuration file is wrong, or cannot be read
+  "E_HELD", // `lasthop run` holds the instance, and its configuration has the object
+  "E_DEVICE", // a device that cannot be as was asked
+  "E_LISTEN", // an address that cannot be listened on
+  "E_UPGRADE", // programs or tables could not be exchanged
 ] as const;
 
 export type ErrorCode = (typeof ERROR_CODES)[number];

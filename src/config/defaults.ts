@@ -14,6 +14,9 @@ export const TIMEOUT_SECONDS = {
   SCTP: 3600,
 } as const;
 
+/** So long a flow that moved to another last hop stays there: two MACs may take turns. */
+export const RELEARN_DAMPING_SECONDS = 1;
+
 /** Last hops that an uplink may make on its own: a flood of source MACs must not take them all. */
 export const LAST_HOPS_PER_UPLINK = 4096;
 

@@ -3,7 +3,7 @@
 // program that reads them is attached; what goes, goes after its successor works.
 
 import { encode, type StructValue } from "../abi/codec.ts";
-import { HOOK, INTERFACE_FLAG, POLICY, ROLE } from "../abi/layout.gen.ts";
+import { HOOK, INTERFACE_FLAG, ORIGIN, POLICY, ROLE } from "../abi/layout.gen.ts";
 import { parseMac } from "../addresses.ts";
 import { LAST_HOPS_PER_UPLINK, VMS_PER_TAP } from "../config/defaults.ts";
 import {
@@ -151,10 +151,12 @@ function entryOf(wanted: Wanted, programId: number, old: Entry | undefined): Ent
     hook: HOOK[upper(wanted.hook)],
     mac: macBytes(wanted.link),
     host_mac: macBytes(wanted.l3),
-    reserved: 0,
+    origin: ORIGIN.MANUAL,
     name: wanted.link.name,
     prog_id: programId,
     ifindex: wanted.link.ifindex,
+    config_index: 0,
+    reserved: 0,
   };
 }
 

@@ -80,11 +80,12 @@ function findCandidates(
 ): Candidate[] {
   const { lastHops } = tables;
   const aliased = aliasTargets(tables);
+  const refs = tables.sweep.endedRefs();
   const candidates: Candidate[] = [];
   for (const [index, own] of keys) {
     const record = lastHops.records.get(index);
     if (record?.kind !== LAST_HOP_KIND.ETHERNET || record.origin !== ORIGIN.LEARNED) continue;
-    if (aliased.has(index) || lastHops.refs.get(index) !== 0) continue;
+    if (aliased.has(index) || lastHops.refs.get(refs + index) !== 0) continue;
     const lastSeen = lastHops.traffic(index).last_seen || record.created;
     // Signed: ticks wrap.
     if (((startedTick - lastSeen) | 0) < Math.max(idleTicks, 2)) continue;

@@ -42,9 +42,8 @@ export async function sweepInstance(instance: Programs, options: SweepOptions = 
   const startedTick = currentTick();
   // 0 ticks would mean the timeouts.
   const idle = options.idleSeconds === undefined ? 0 : Math.max(1, secondsToTicks(options.idleSeconds));
-  tables.sweep.configure(idle, options.pieceNs ?? PIECE_NS);
   // The passes add to these.
-  tables.lastHops.clearRefs();
+  tables.lastHops.clearRefs(tables.sweep.begin({ idleTicks: idle, budgetNs: options.pieceNs ?? PIECE_NS }));
   const result: SweepResult = { durationNs: 0, longestCallNs: 0, calls: 0, tables: [], lastHopsReleased: 0 };
   for (const { name, table } of tables.flows.all) {
     tables.sweep.reset(table);
@@ -53,6 +52,7 @@ export async function sweepInstance(instance: Programs, options: SweepOptions = 
     else await walk(instance.program(`sweep_${name}`), instance.map(name), result);
     result.tables.push({ name, report: tables.sweep.report(table) });
   }
+  tables.sweep.end();
   const lastHopIdle = secondsToTicks(options.idleSeconds ?? LAST_HOP_IDLE_SECONDS);
   result.lastHopsReleased = await releaseLastHops(tables, startedTick, lastHopIdle);
   result.durationNs = Number(process.hrtime.bigint() - started);

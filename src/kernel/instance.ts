@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { decode, encode, secondsToTicks, sizeOf } from "../abi/codec.ts";
 import { ABI_VERSION, LAYOUT_HASH, TIMEOUT } from "../abi/layout.gen.ts";
-import { TIMEOUT_SECONDS } from "../config/defaults.ts";
+import { RELEARN_DAMPING_SECONDS, TIMEOUT_SECONDS } from "../config/defaults.ts";
 import { LasthopError } from "../errors.ts";
 import { BpfMap, BpfObject, BpfProgram } from "../libbpf/index.ts";
 import { jiffiesClock } from "./clock.ts";
@@ -197,11 +197,15 @@ function writeControl(control: BpfMap, readClock: BpfProgram): void {
   for (const [name, index] of Object.entries(TIMEOUT)) {
     timeouts[index] = secondsToTicks(TIMEOUT_SECONDS[name as keyof typeof TIMEOUT]);
   }
+  const relearn_damping = secondsToTicks(RELEARN_DAMPING_SECONDS);
   const ctx = Buffer.alloc(sizeOf("clock"));
   readClock.testRun({ ctx });
   const { jiffies, time_ns } = decode("clock", ctx);
   const clock = jiffiesClock(BigInt(jiffies), BigInt(time_ns)) ?? {};
-  control.update(CONTROL_KEY, encode("control", { netns_inode: netnsInode(), timeouts, ...clock }));
+  control.update(
+    CONTROL_KEY,
+    encode("control", { netns_inode: netnsInode(), timeouts, relearn_damping, ...clock }),
+  );
 }
 
 /** Removes what an interrupted createInstance left. */

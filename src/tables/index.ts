@@ -34,6 +34,12 @@ export class Tables {
   /** Five-tuple (IPv4 mapped) → number of the trace that watches it. */
   readonly traces: StructTable<"flow6_key", "u32">;
   readonly sweep: SweepTables;
+  /** Slot → flows that are left alone there. */
+  readonly exclusions: StructTable<"u32", "exclusions">;
+  readonly devices: StructTable<"device_key", "device">;
+  /** Zone → its number in zone_reports. */
+  readonly zones: StructTable<"u32", "u32">;
+  readonly identity: StructTable<"u32", "identity">;
 
   constructor(source: TableSource) {
     this.flows = new FlowTables(source);
@@ -48,5 +54,9 @@ export class Tables {
     this.allocations = new StructTable(source, "allocations", "u32", "allocations");
     this.traces = new StructTable(source, "traces", "flow6_key", "u32");
     this.sweep = new SweepTables(source);
+    this.exclusions = new StructTable(source, "exclusions", "u32", "exclusions");
+    this.devices = new StructTable(source, "devices", "device_key", "device");
+    this.zones = new StructTable(source, "zones", "u32", "u32");
+    this.identity = new StructTable(source, "identity", "u32", "identity");
   }
 }

@@ -2,7 +2,13 @@
 // Last hops: records, what their aliases make of them, who names them, and their traffic.
 
 import { decode, joinLastHop, type StructValue, sizeOf, splitLastHop } from "../abi/codec.ts";
-import { LAST_HOP_DROP, LAST_HOP_INDEX_BITS, LAST_HOP_KIND, LAST_HOP_ROUTE } from "../abi/layout.gen.ts";
+import {
+  LAST_HOP_DROP,
+  LAST_HOP_INDEX_BITS,
+  LAST_HOP_KIND,
+  LAST_HOP_ROUTE,
+  LAST_HOPS_MAX,
+} from "../abi/layout.gen.ts";
 import { BATCH_ENTRIES, type TableMap, type TableSource } from "./source.ts";
 import { StructTable } from "./structTable.ts";
 
@@ -21,6 +27,8 @@ export interface LastHopTraffic {
   request_bytes: number;
   reply_packets: number;
   reply_bytes: number;
+  /** Flows that came here from another last hop. */
+  relearns: number;
   /** Ticks; 0 if nothing was ever counted. */
   last_seen: number;
 }
@@ -30,7 +38,7 @@ export class LastHopTables {
   readonly aliases: StructTable<"u32", "u32">;
   /** What a frame shows → index. */
   readonly keys: StructTable<"last_hop_key", "u32">;
-  /** Flows of each index, as the last sweep counted them. */
+  /** Flows of each index as sweeps counted them, in two halves: SweepTables.endedRefs says in which. */
   readonly refs: StructTable<"u32", "u32">;
   readonly #free: TableMap;
   readonly #stats: TableMap;
@@ -64,7 +72,14 @@ export class LastHopTables {
   /** Summed over the CPUs. */
   traffic(index: number): LastHopTraffic {
     const values = this.#stats.lookup(u32(index));
-    const sum = { request_packets: 0, request_bytes: 0, reply_packets: 0, reply_bytes: 0, last_seen: 0 };
+    const sum = {
+      request_packets: 0,
+      request_bytes: 0,
+      reply_packets: 0,
+      reply_bytes: 0,
+      relearns: 0,
+      last_seen: 0,
+    };
     const size = sizeOf("last_hop_stats");
     for (let offset = 0; values && offset + size <= values.length; offset += size) {
       const value = decode("last_hop_stats", values, offset);
@@ -72,18 +87,19 @@ export class LastHopTables {
       sum.request_bytes += value.request_bytes;
       sum.reply_packets += value.reply_packets;
       sum.reply_bytes += value.reply_bytes;
+      sum.relearns += value.relearns;
       sum.last_seen = Math.max(sum.last_seen, value.last_seen);
     }
     return sum;
   }
 
-  clearRefs(): void {
-    const { maxEntries } = this.refs.map.info();
+  /** Sets one half of the counters to 0. */
+  clearRefs(base: number): void {
     const keys = Buffer.alloc(BATCH_ENTRIES * 4);
     const values = Buffer.alloc(BATCH_ENTRIES * 4);
-    for (let first = 0; first < maxEntries; first += BATCH_ENTRIES) {
-      const count = Math.min(BATCH_ENTRIES, maxEntries - first);
-      for (let index = 0; index < count; index++) keys.writeUInt32LE(first + index, index * 4);
+    for (let first = 0; first < LAST_HOPS_MAX; first += BATCH_ENTRIES) {
+      const count = Math.min(BATCH_ENTRIES, LAST_HOPS_MAX - first);
+      for (let index = 0; index < count; index++) keys.writeUInt32LE(base + first + index, index * 4);
       this.refs.map.updateBatch(keys, values, count);
     }
   }

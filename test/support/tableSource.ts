@@ -2,7 +2,7 @@
 // The tables of maps.h without programs: in the kernel, or in memory for tests without root.
 
 import { type StructName, sizeOf } from "../../src/abi/codec.ts";
-import { NEAR_INTERFACES, REASONS, TABLES } from "../../src/abi/layout.gen.ts";
+import { FLOW_STATES, LAST_HOPS_MAX, NEAR_INTERFACES, REASONS, TABLES } from "../../src/abi/layout.gen.ts";
 import { BPF_ANY, BPF_NOEXIST, BpfError, BpfMap, MAP_TYPE } from "../../src/libbpf/index.ts";
 import type { TableMap, TableSource } from "../../src/tables/index.ts";
 
@@ -28,7 +28,7 @@ const SHAPES: Readonly<Record<string, Shape>> = {
   last_hop_free: { type: "QUEUE", key: 0, value: 4, entries: LAST_HOPS },
   last_hop_index: { type: "HASH", key: "last_hop_key", value: 4, entries: LAST_HOPS },
   last_hop_stats: { type: "PERCPU_ARRAY", key: 4, value: "last_hop_stats", entries: LAST_HOPS },
-  last_hop_refs: { type: "ARRAY", key: 4, value: 4, entries: LAST_HOPS },
+  last_hop_refs: { type: "ARRAY", key: 4, value: 4, entries: 2 * LAST_HOPS_MAX },
   verdicts: { type: "PERCPU_ARRAY", key: 4, value: "verdict_count", entries: SLOTS * REASONS },
   interfaces: { type: "HASH", key: 4, value: "interface", entries: 64 },
   near_interfaces: { type: "ARRAY", key: 4, value: "interface", entries: NEAR_INTERFACES },
@@ -39,7 +39,15 @@ const SHAPES: Readonly<Record<string, Shape>> = {
   traces: { type: "HASH", key: "flow6_key", value: 4, entries: 64 },
   allocations: { type: "ARRAY", key: 4, value: "allocations", entries: 1 },
   control: { type: "ARRAY", key: 4, value: "control", entries: 1 },
-  sweep_reports: { type: "ARRAY", key: 4, value: "sweep_report", entries: TABLES },
+  exclusions: { type: "ARRAY", key: 4, value: "exclusions", entries: SLOTS },
+  devices: { type: "HASH", key: "device_key", value: "device", entries: 64 },
+  zones: { type: "HASH", key: 4, value: 4, entries: 64 },
+  zone_reports: { type: "ARRAY", key: 4, value: "zone_report", entries: 64 * TABLES * 2 },
+  flow_balance: { type: "PERCPU_ARRAY", key: 4, value: 8, entries: TABLES * FLOW_STATES },
+  flow_removals: { type: "ARRAY", key: 4, value: 8, entries: TABLES * FLOW_STATES },
+  identity: { type: "ARRAY", key: 4, value: "identity", entries: 1 },
+  layout: { type: "ARRAY", key: 4, value: "layout", entries: 1 },
+  sweep_reports: { type: "ARRAY", key: 4, value: "sweep_report", entries: TABLES * 2 },
   sweep_control: { type: "ARRAY", key: 4, value: "sweep_control", entries: 1 },
   sweep_work: { type: "ARRAY", key: 4, value: "sweep_work", entries: TABLES },
 };

@@ -70,7 +70,7 @@ describe("codec", () => {
       vm: 0,
       state: 0,
       flags: 0,
-      reserved: 0,
+      moved: 0,
     });
   });
 

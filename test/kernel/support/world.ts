@@ -47,7 +47,6 @@ const MAX_ENTRIES = {
   last_hop_free: LAST_HOPS,
   last_hop_index: LAST_HOPS,
   last_hop_stats: LAST_HOPS,
-  last_hop_refs: LAST_HOPS,
   verdicts: SLOTS * REASONS,
   interfaces: 64,
   near_interfaces: NEAR_INTERFACES,
@@ -418,7 +417,7 @@ export class World {
       reply_packets: sum.reply_packets + one.reply_packets,
       reply_bytes: sum.reply_bytes + one.reply_bytes,
       last_seen: Math.max(sum.last_seen, one.last_seen),
-      reserved: 0,
+      relearns: sum.relearns + one.relearns,
     }));
   }
 
