@@ -559,6 +559,12 @@ struct sweep_key {
 	__u8 key[40];
 };
 
+/* Answer of take_last_hop: an index for the controller, LAST_HOPS_MAX if none is left. */
+struct last_hop_taken {
+	__u32 index;
+	__u32 reserved;
+};
+
 /* sweep_work: enum table -> a pass under way */
 struct sweep_work {
 	__u64 started_ns; /* of this read, 0 between two */
@@ -604,6 +610,7 @@ ASSERT_BYTES(struct zone_report, 8 * FLOW_STATES);
 ASSERT_BYTES(struct sweep_control, 16);
 ASSERT_BYTES(struct sweep_record, 16);
 ASSERT_BYTES(struct sweep_key, 48);
+ASSERT_BYTES(struct last_hop_taken, 8);
 ASSERT_BYTES(struct sweep_work, 72);
 
 #endif

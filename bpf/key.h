@@ -59,31 +59,40 @@ static __always_inline __u32 table_of(const struct packet *p, bool embryonic)
 	return p->family == 4 ? TABLE_FLOWS4 : TABLE_FLOWS6;
 }
 
+#define EEXIST 17
+
+/* 0, or a negative errno. */
+static __always_inline long embryo_put(const struct packet *p, const struct embryo *e)
+{
+	if (p->family == 4)
+		return bpf_map_update_elem(&embryos4, &p->key4, e, BPF_NOEXIST);
+	return bpf_map_update_elem(&embryos6, &p->key6, e, BPF_NOEXIST);
+}
+
+static __always_inline long flow_put(const struct packet *p, const struct flow *flow)
+{
+	if (p->family == 4)
+		return bpf_map_update_elem(&flows4, &p->key4, flow, BPF_NOEXIST);
+	return bpf_map_update_elem(&flows6, &p->key6, flow, BPF_NOEXIST);
+}
+
 /* False on any error but that another CPU was first, which is as good. */
 static __always_inline bool embryo_insert(const struct packet *p, const struct embryo *e)
 {
-	long rc;
+	long rc = embryo_put(p, e);
 
-	if (p->family == 4)
-		rc = bpf_map_update_elem(&embryos4, &p->key4, e, BPF_NOEXIST);
-	else
-		rc = bpf_map_update_elem(&embryos6, &p->key6, e, BPF_NOEXIST);
 	if (!rc)
 		count_entered(table_of(p, true), e->flow.state);
-	return !rc || rc == -17 /* EEXIST */;
+	return !rc || rc == -EEXIST;
 }
 
 static __always_inline bool flow_insert(const struct packet *p, const struct flow *flow)
 {
-	long rc;
+	long rc = flow_put(p, flow);
 
-	if (p->family == 4)
-		rc = bpf_map_update_elem(&flows4, &p->key4, flow, BPF_NOEXIST);
-	else
-		rc = bpf_map_update_elem(&flows6, &p->key6, flow, BPF_NOEXIST);
 	if (!rc)
 		count_entered(table_of(p, false), flow->state);
-	return !rc || rc == -17 /* EEXIST */;
+	return !rc || rc == -EEXIST;
 }
 
 /*
@@ -109,7 +118,7 @@ static __always_inline bool flow_promote(const struct packet *p, const struct fl
 
 /*
  * While tables are exchanged: takes a flow over from those before. Returns whether one may be there
- * now. A global function, as it is seldom called.
+ * now. It was counted when it entered the table before. A global function, as it is seldom called.
  */
 __noinline int flow_take_over(const struct packet *p)
 {
@@ -129,8 +138,10 @@ __noinline int flow_take_over(const struct packet *p)
 		if (table)
 			flow = bpf_map_lookup_elem(table, &p->key6);
 	}
-	if (flow)
-		return flow_insert(p, flow);
+	if (flow) {
+		flow_put(p, flow);
+		return 1;
+	}
 	if (p->family == 4) {
 		table = bpf_map_lookup_elem(&previous_embryos4, &zero);
 		if (table)
@@ -140,7 +151,10 @@ __noinline int flow_take_over(const struct packet *p)
 		if (table)
 			embryo = bpf_map_lookup_elem(table, &p->key6);
 	}
-	return embryo && embryo_insert(p, embryo);
+	if (!embryo)
+		return 0;
+	embryo_put(p, embryo);
+	return 1;
 }
 
 static __always_inline void flow_touch(struct flow *flow, __u32 now)
