@@ -4,12 +4,17 @@
 // read the offsets themselves.
 
 import {
+  CAUSE,
+  DEVICE_STATE,
   FLOW_STATE,
   HOOK,
   LAST_HOP_INDEX_BITS,
   LAST_HOP_INDEX_MASK,
+  NOTICE_KIND,
+  ON_DOWN,
   ORIGIN,
   POLICY,
+  PROBE_KIND,
   REASON,
   ROLE,
   STRUCTS,
@@ -196,7 +201,12 @@ export type ReasonName = Lowercase<keyof typeof REASON>;
 
 export const FLOW_STATE_NAMES = namesOf(FLOW_STATE);
 export const HOOK_NAMES = namesOf(HOOK);
+export const CAUSE_NAMES = namesOf(CAUSE);
+export const DEVICE_STATE_NAMES = namesOf(DEVICE_STATE);
+export const NOTICE_KIND_NAMES = namesOf(NOTICE_KIND);
+export const ON_DOWN_NAMES = namesOf(ON_DOWN);
 export const ORIGIN_NAMES = namesOf(ORIGIN);
+export const PROBE_KIND_NAMES = namesOf(PROBE_KIND);
 export const POLICY_NAMES = namesOf(POLICY);
 export const REASON_NAMES = namesOf(REASON);
 export const ROLE_NAMES = namesOf(ROLE);

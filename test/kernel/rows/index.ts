@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Row } from "../support/rows.ts";
 import { fragmentRows } from "./fragments.ts";
+import { guardingRows } from "./guarding.ts";
 import { icmpRows } from "./icmp.ts";
 import { learningRows } from "./learning.ts";
 import { localRows } from "./local.ts";
@@ -14,6 +15,7 @@ import { tagRows } from "./tags.ts";
 export const ROW_GROUPS: Record<string, Row[]> = {
   learning: learningRows,
   "refresh, relearn, restart": movingRows,
+  guarding: guardingRows,
   promotion: promotionRows,
   states: stateRows,
   "local origin": localRows,

@@ -16,6 +16,7 @@ import {
   splitLastHop,
 } from "../../../src/abi/codec.ts";
 import {
+  INTERFACE_FLAG,
   LAST_HOP_KIND,
   NEAR_INTERFACES,
   POLICY,
@@ -270,6 +271,12 @@ export class World {
     });
   }
 
+  /** Rules for an interface; `count` as it stands in the table. */
+  exclude(port: PortName, rules: readonly StructInput<"exclusion">[], count = rules.length): void {
+    this.put("exclusions", u32(PORTS[port].slot), "exclusions", { count, rules });
+    this.changeInterface(port, { flags: INTERFACE_FLAG.EXCLUDES });
+  }
+
   addVm(mac: string, tap: PortName, id: number, zone = 0): void {
     this.put("vms", encode("vm_key", { zone, mac: macBytes(mac) }), "vm", { id, ifindex: IFINDEX[tap] });
   }
@@ -423,13 +430,9 @@ export class World {
 
   /** Every decision on this flow becomes an event. */
   trace(tuple: Tuple, number = 1): void {
-    const mapped = (address: string) =>
-      address.includes(":")
-        ? ipBytes(address)
-        : Buffer.concat([Buffer.alloc(10), Buffer.from([255, 255]), ipBytes(address)]);
     const key = encode("flow6_key", {
-      local: mapped(tuple.local),
-      remote: mapped(tuple.remote),
+      local: mappedBytes(tuple.local),
+      remote: mappedBytes(tuple.remote),
       local_port: tuple.localPort,
       remote_port: tuple.remotePort,
       proto: tuple.proto,
@@ -498,6 +501,12 @@ export class World {
     const run = this.runFast(program, ifindex, frame, options);
     return { ...run, counts: this.takeCounts(), events: this.takeEvents() };
   }
+}
+
+/** IPv4 as ::ffff:a.b.c.d. */
+export function mappedBytes(address: string): Buffer {
+  if (address.includes(":")) return ipBytes(address);
+  return Buffer.concat([Buffer.alloc(10), Buffer.from([255, 255]), ipBytes(address)]);
 }
 
 export function u32(value: number): Buffer {
