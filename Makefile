@@ -44,12 +44,13 @@ build/test/%.bpf.o: test/%.bpf.c $(BPF_HEADERS) Makefile
 	$(LLVM_STRIP) -g $@
 
 # tsc leaves behind what it made of a source that has gone, so dist/ is emptied of modules first.
-dist/.built: $(TS_SOURCES) tsconfig.json tsconfig.build.json package.json | node_modules/.package-lock.json
+dist/.built: $(TS_SOURCES) scripts/manual.mjs scripts/completion.bash tsconfig.json tsconfig.build.json package.json | node_modules/.package-lock.json
 	@mkdir -p dist
 	@find dist -path dist/bpf -prune -o -type f -name '*.js' -print | while read -r file; do \
 		source="src/$${file#dist/}"; [ -e "$${source%.js}.ts" ] || rm "$$file"; done
 	tsc -p tsconfig.build.json
 	chmod +x dist/cli/main.js
+	node scripts/manual.mjs
 	@touch $@
 
 node_modules/.package-lock.json:
@@ -73,11 +74,12 @@ format: | node_modules/.package-lock.json ## Rewrite the sources in the house st
 verify: | node_modules/.package-lock.json ## Check what is generated or must agree: layout, lock file, docs
 	node scripts/layout.mjs --check
 	node scripts/lockfile.mjs check
-	vitest run --project unit test/unit/docs.test.ts
+	vitest run --project unit test/unit/docs.test.ts test/unit/configDocs.test.ts
 
 .PHONY: docs
 docs: | node_modules/.package-lock.json ## Write the documents that are generated
 	vitest run --project unit test/unit/docs.test.ts -t docs/reasons.md --update --reporter=default
+	vitest run --project unit test/unit/configDocs.test.ts -t docs/config --update --reporter=default
 
 build/scripts/demo.js: scripts/demo.ts scripts/tsconfig.json $(wildcard test/support/*.ts) $(TS_SOURCES)
 	tsc -p scripts/tsconfig.json
@@ -105,6 +107,24 @@ bench: ## Set up, build, and measure; writes build/bench.json
 	@$(MAKE) build-tests
 	@scripts/as-root.sh scripts/preflight.sh
 	@scripts/as-root.sh node test/bench/run.mjs
+
+# Minutes that the soak takes.
+MINUTES ?= 10
+
+.PHONY: soak
+soak: ## Set up, build, and churn interfaces, devices and flows for MINUTES (10); then check what must hold
+	@scripts/setup.sh
+	@$(MAKE) build-tests
+	@scripts/as-root.sh scripts/preflight.sh
+	@scripts/as-root.sh node test/soak/run.mjs --minutes $(MINUTES)
+
+.PHONY: install
+install: build ## Install into PREFIX (/usr/local), below DESTDIR; the unit, and an example configuration
+	@scripts/install.sh install
+
+.PHONY: uninstall
+uninstall: ## Remove what `make install` installed
+	@scripts/install.sh uninstall
 
 .PHONY: ffi-napi
 ffi-napi: ## Install the optional second FFI backend (LASTHOP_FFI=ffi-napi)

@@ -142,4 +142,24 @@ static __always_inline bool last_hop_is_source(__u32 reference, const struct pac
 	return found && *found == index;
 }
 
+/*
+ * The reference of the record that took this one's place, if the request came from there: the
+ * interface returned under another index, or a MAC changed. 0 otherwise.
+ */
+static __noinline __u32 last_hop_successor(__u32 reference, const struct packet *p)
+{
+	__u32 index = reference & LAST_HOP_INDEX_MASK, *alias, *found;
+	struct last_hop_key key;
+
+	alias = bpf_map_lookup_elem(&last_hop_alias, &index);
+	if (!alias || *alias == reference ||
+	    *alias >> LAST_HOP_INDEX_BITS != reference >> LAST_HOP_INDEX_BITS)
+		return 0;
+	last_hop_key_fill(&key, p);
+	found = bpf_map_lookup_elem(&last_hop_index, &key);
+	if (!found || *found != (*alias & LAST_HOP_INDEX_MASK))
+		return 0;
+	return last_hop_reference_of(*found);
+}
+
 #endif

@@ -283,12 +283,18 @@ static __always_inline int learn_known(void *ctx, struct flow *flow, struct embr
 				       const struct control *ctl, struct decision *d)
 {
 	int why = REASON_REFRESH;
-	bool proven;
-	__u32 vm;
+	__u32 vm, successor = 0;
+	bool proven, same;
 
 	if (is_reopening(flow, p))
 		return learn_restart(ctx, flow, embryo, p, in, d);
-	if (!last_hop_is_source(flow->last_hop, p)) {
+	same = last_hop_is_source(flow->last_hop, p);
+	if (!same) {
+		successor = last_hop_successor(flow->last_hop, p);
+		if (successor)
+			WRITE_ONCE(flow->last_hop, successor);
+	}
+	if (!same && !successor) {
 		if (!is_request(p))
 			return REASON_NOT_REQUEST;
 		if (p->kind == PACKET_OPEN && packet_proto(p) != IPPROTO_ICMP &&

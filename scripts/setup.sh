@@ -37,6 +37,21 @@ choose() {
 	echo "${1%%|*}"
 }
 
+# Of a package that brings a server which starts at once and at every boot, the tests want the program only. Who
+# wants the service later: systemctl unmask NAME. Where it is installed already, it is left as it is.
+keep_from_starting() {
+	for package in "$@"; do
+		case "$package" in
+		prometheus)
+			if command -v systemctl >/dev/null 2>&1; then
+				scripts/as-root.sh systemctl mask --quiet "$package.service" ||
+					fail "systemctl could not mask $package.service, which would start with its package"
+			fi
+			;;
+		esac
+	done
+}
+
 install_packages() {
 	missing=$(missing_lines)
 	if [ -z "$missing" ]; then return; fi
@@ -48,7 +63,9 @@ install_packages() {
 		fail "apt-get update failed: is there a network?" "to install:" $missing
 	packages=
 	for line in $missing; do packages="$packages $(choose "$line")"; done
-	scripts/as-root.sh env DEBIAN_FRONTEND=noninteractive \
+	keep_from_starting $packages
+	# RUNLEVEL: what invoke-rc.d asks before it starts something, where there is no systemd.
+	scripts/as-root.sh env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
 		apt-get install -y -q --no-install-recommends $packages ||
 		fail "apt-get could not install:" $packages
 }

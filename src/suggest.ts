@@ -14,6 +14,11 @@ export function suggest(word: string, candidates: readonly string[]): string | u
   return best;
 }
 
+/** `a, b or c`. */
+export function alternatives(words: readonly string[]): string {
+  return words.length < 2 ? (words[0] ?? "") : `${words.slice(0, -1).join(", ")} or ${words.at(-1)}`;
+}
+
 /** Edits between two words: insertions, deletions, changes, swaps of neighbours. */
 function distance(a: string, b: string): number {
   const rows = [Array.from({ length: b.length + 1 }, (_, index) => index)];

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checks of single arguments, and options that several commands share.
 
+import { DEFAULT_CONFIG_PATH } from "../config/defaults.ts";
 import { LasthopError } from "../errors.ts";
-import { suggest } from "../suggest.ts";
+import { alternatives, suggest } from "../suggest.ts";
 
 export function usageError(message: string, hint?: string): LasthopError {
   return new LasthopError("E_USAGE", message, hint === undefined ? {} : { hint });
@@ -31,16 +32,18 @@ export function didYouMean(word: string, candidates: readonly string[], prefix =
   return found === undefined ? undefined : `Did you mean "${prefix}${found}"?`;
 }
 
-export function alternatives(words: readonly string[]): string {
-  return words.length < 2 ? (words[0] ?? "") : `${words.slice(0, -1).join(", ")} or ${words.at(-1)}`;
-}
-
 const YEAR_SECONDS = 365 * 86_400;
 
 export const zoneOption = {
   value: "N",
   describe: "network zone, 0 to 65535: overlapping address spaces never share a flow",
   parse: wholeNumber("zone", 0, 65_535),
+} as const;
+
+export const configOption = {
+  value: "FILE",
+  short: "c",
+  describe: `configuration file [default: ${DEFAULT_CONFIG_PATH}]`,
 } as const;
 
 export function secondsOption(option: string, describe: string) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a command line to an exit status: 0 done, 1 failed, 2 usage.
+// From a command line to an exit status: 0 done, 1 failed, 2 usage, and of plan 3: there is something to do.
 
-import { readFileSync } from "node:fs";
 import { createLogger } from "../log.ts";
+import { packageVersion } from "../version.ts";
 import type { CommandContext } from "./command.ts";
 import { type Output, OutputClosed } from "./output.ts";
 import { FAILED, reportError } from "./report.ts";
@@ -27,11 +27,11 @@ export async function main(argv: readonly string[], host: CliHost): Promise<numb
 async function run(argv: readonly string[], host: CliHost): Promise<number> {
   // Answered before anything else is loaded.
   if (argv.length === 1 && argv[0] === "--version") {
-    await host.stdout.write(`${version()}\n`);
+    await host.stdout.write(`${packageVersion()}\n`);
     return 0;
   }
   const { parseCommandLine } = await import("./parse.ts");
-  const parsed = await parseCommandLine(argv, { version: version(), columns: host.stdout.columns });
+  const parsed = await parseCommandLine(argv, { version: packageVersion(), columns: host.stdout.columns });
   if ("text" in parsed) {
     await host.stdout.write(parsed.text);
     return 0;
@@ -49,11 +49,15 @@ async function run(argv: readonly string[], host: CliHost): Promise<number> {
   const context: CommandContext = {
     op: { pinRoot: global.pinRoot, warn: (message) => log.warning(message) },
     json: global.json,
+    debug: global.debug,
     stdout: host.stdout,
     stderr: host.stderr,
     signal: host.signal,
     setFailed() {
       status = FAILED;
+    },
+    setStatus(found) {
+      if (status !== FAILED) status = found;
     },
   };
   if (command.endless) host.onEndless?.();
@@ -67,9 +71,4 @@ async function run(argv: readonly string[], host: CliHost): Promise<number> {
 /** For errors in the command line itself, when there is nothing parsed to ask. */
 function asksForJson(argv: readonly string[]): boolean {
   return argv.some((word) => word === "--json" || /^-[a-z]*j[a-z]*$/.test(word));
-}
-
-function version(): string {
-  const path = new URL("../../package.json", import.meta.url);
-  return (JSON.parse(readFileSync(path, "utf8")) as { version: string }).version;
 }

@@ -8,17 +8,23 @@ export interface CommandContext {
   /** For the operations. */
   op: OpContext;
   json: boolean;
+  /** Details are wanted. */
+  debug: boolean;
   stdout: Output;
   stderr: Output;
   /** Aborted by SIGINT and SIGTERM, for commands that run until told to stop. */
   signal: AbortSignal;
   /** The exit status will be 1, although what was asked for could be shown. */
   setFailed(): void;
+  /** Some other exit status that says what was found; what failed counts more. */
+  setStatus(status: number): void;
 }
 
 /** A word of the command line, by its place. */
 export interface Positional {
   describe: string;
+  /** What it may be, as `on|off`, where its name does not say it. For completion. */
+  value?: string;
   /** Takes as many words as there are; only the last positional may. */
   many?: true;
   optional?: true;
@@ -29,6 +35,8 @@ export interface Option {
   describe: string;
   /** What the value is, for --help. */
   value?: string;
+  /** One letter that may stand for its name. */
+  short?: string;
   required?: true;
   /** Checks the value and makes something better of it. */
   parse?: (text: string) => unknown;

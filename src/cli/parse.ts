@@ -28,7 +28,7 @@ export interface ParsedText {
 const MAX_HELP_COLUMNS = 110;
 const NO_COMMAND = "a command is missing";
 
-const GLOBAL_OPTIONS = {
+export const GLOBAL_OPTIONS = {
   json: { describe: "JSON on stdout, errors as JSON on stderr" },
   "pin-root": { value: "DIR", describe: `where the tables are pinned [default: ${DEFAULT_PIN_ROOT}]` },
   debug: { describe: "with errors: stack traces, verifier logs, what libbpf said" },
@@ -138,11 +138,12 @@ function wordsUsage(command: Command): string[] {
 }
 
 function addOptions(parser: Argv, options: Record<string, Option>): void {
-  for (const [name, { describe, value, required }] of Object.entries(options)) {
-    if (value === undefined) parser.option(name, { type: "boolean", describe });
+  for (const [name, { describe, value, short, required }] of Object.entries(options)) {
+    const alias = short === undefined ? {} : { alias: short };
+    if (value === undefined) parser.option(name, { type: "boolean", describe, ...alias });
     else {
       const text = `${value}: ${describe}${required ? " (required)" : ""}`;
-      parser.option(name, { type: "string", requiresArg: true, describe: text });
+      parser.option(name, { type: "string", requiresArg: true, describe: text, ...alias });
     }
   }
 }
@@ -234,7 +235,9 @@ function knownOptions(place: Place): string[] {
 
 function isKnownOption(word: string, place: Place): boolean {
   const [dashed = ""] = word.split("=");
-  return dashed.startsWith("--") ? knownOptions(place).includes(dashed.slice(2)) : /^-[jh]+$/.test(dashed);
+  if (dashed.startsWith("--")) return knownOptions(place).includes(dashed.slice(2));
+  const shorts = Object.values(place.command?.options ?? {}).flatMap(({ short }) => short ?? []);
+  return /^-[jh]+$/.test(dashed) || shorts.includes(dashed.slice(1));
 }
 
 function commandsHint(place: Place): string {

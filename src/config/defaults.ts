@@ -3,6 +3,8 @@
 
 export const DEFAULT_PIN_ROOT = "/sys/fs/bpf/lasthop";
 
+export const DEFAULT_CONFIG_PATH = "/etc/lasthop/lasthop.yaml";
+
 /** By enum timeout, in seconds of silence. */
 export const TIMEOUT_SECONDS = {
   SYN: 30,
@@ -25,3 +27,15 @@ export const VMS_PER_TAP = 256;
 
 /** clsact, where there is no TCX: our filter is found again by these. Later priorities run after us. */
 export const TC_FILTER = { handle: 1, priority: 0x6c68 } as const;
+
+/** A device's MAC may change so often within the window; then the present one is held, each time twice as long. */
+export const MAC_CHANGES_WITHIN_WINDOW = 3;
+export const MAC_CHANGES_WINDOW_SECONDS = 30;
+export const MAC_HOLD_SECONDS = 10;
+export const MAC_HOLD_MAX_SECONDS = 300;
+
+/** How often the kernel is told to ask a device's address whether it is still there. */
+export const NEIGHBOUR_PROBE_SECONDS = 5;
+
+/** Probes that may be under way at once. */
+export const PROBES_AT_ONCE = 32;

@@ -1,161 +1,380 @@
 // SPDX-License-Identifier: Apache-2.0
-// The configuration file: its types, its defaults and its checks, in one place. The JSON Schema and
-// docs/configuration.md are made of this.
+// The configuration file: its keys, their types, defaults and meaning, in one place. The validator, the
+// JSON Schema and docs/configuration.md are made of this. What concerns more than one entry is in check.ts.
+//
+// A message is what was expected, for "expected …, not …"; that of a refinement is a whole sentence.
 
 import { z } from "zod";
-import { parseMac, parsePrefix } from "../addresses.ts";
-import { LAST_HOPS_PER_UPLINK, TIMEOUT_SECONDS, VMS_PER_TAP } from "./defaults.ts";
+import { isMappedIpv4, parseAddress, parseMac, parsePrefix } from "../addresses.ts";
+import { alternatives } from "../suggest.ts";
+import { LAST_HOPS_PER_UPLINK, RELEARN_DAMPING_SECONDS, TIMEOUT_SECONDS, VMS_PER_TAP } from "./defaults.ts";
+import { parseListen, parsePortRange } from "./parts.ts";
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]*$/;
-const INTERFACE_GLOB = /^[^\s/]{1,15}$/;
+const NAME_MAX = 31;
+const INTERFACE_GLOB = /^[^\s/:]{1,15}$/;
+const MAC = /^(?:[0-9A-Fa-f]{1,2}(?::[0-9A-Fa-f]{1,2}){5}|[0-9A-Fa-f]{1,2}(?:-[0-9A-Fa-f]{1,2}){5})$/;
+const PORT_RANGE = /^\d{1,5}(?:-\d{1,5})?$/;
+const PEER = /^peer:(.+)$/;
+// A lone surrogate has no UTF-8; libvirt allows neither "/" nor control characters.
+const DOMAIN = /^[^\p{Cc}\p{Cs}/]+$/u;
 
-const name = (what: string) =>
-  z
-    .string()
-    .regex(NAME, `a ${what} is letters, digits, ".", "_" and "-"`)
-    .max(31, `a ${what} has 31 characters at most`);
-const mac = z.string().refine((text) => parseMac(text) !== undefined, "not a MAC address");
-const prefix = z.string().refine((text) => parsePrefix(text) !== undefined, "not an address or prefix");
-const address = z.union([z.ipv4(), z.ipv6()], "not an IP address");
-const seconds = (low: number, high: number) => z.number().min(low).max(high);
-const vlan = z.int().min(1).max(4094);
-const port = z.int().min(1).max(65535);
-const interfaceGlob = z.string().regex(INTERFACE_GLOB, "not the name of an interface, nor a pattern of one");
+const DAY_SECONDS = 86_400;
+const MONTH_SECONDS = 30 * DAY_SECONDS;
 
-const exclusion = z.strictObject({
-  remote: prefix.optional().describe("addresses of the remote side; all if left out"),
-  port: z
-    .union([port, z.string().regex(/^\d{1,5}-\d{1,5}$/, 'a port, or a range as "8000-8099"')])
-    .optional()
-    .describe('port of the VM, or a range as "8000-8099"; all if left out'),
-  protocol: z.enum(["tcp", "udp", "sctp", "icmp"]).optional().describe("all if left out"),
-});
+const matching = (error: string, pattern: RegExp) => z.string(error).regex(pattern, { error, abort: true });
 
-/** What uplinks have in common; `defaults.uplinks` sets it for all. */
-const uplinkSettings = {
-  mode: z.enum(["auto", "native", "generic", "tc"]).default("auto").describe("which hook"),
-  zone: name("zone").default("default"),
-  learn: z.enum(["any", "devices"]).default("any").describe("from whom last hops are learned"),
-  relearn: z
-    .enum(["follow", "never"])
-    .default("follow")
-    .describe("whether a request from another last hop moves its flow"),
-  pickup: z.boolean().default(true).describe("whether flows are learned from the middle of a connection"),
-  last_hops_max: z
-    .int()
-    .min(1)
-    .max(65536)
-    .default(LAST_HOPS_PER_UPLINK)
-    .describe("new last hops that it may learn"),
-  exclude: z.array(exclusion).max(16, "at most 16 exclusions an interface").default([]),
-};
+function name() {
+  const expected = `a name of up to ${NAME_MAX} letters, digits, ".", "_" and "-", a letter or digit first`;
+  return matching(expected, NAME).max(NAME_MAX, expected).meta({ title: "name" });
+}
 
-const uplink = z.strictObject({
-  name: interfaceGlob.describe("name of the interface, or a pattern with * and ?"),
-  ...uplinkSettings,
-});
+function real(low: number, high: number, unit: string) {
+  const expected = `a number of ${unit} from ${low} to ${high}`;
+  return z.number(expected).min(low, expected).max(high, expected);
+}
 
-const tap = z
-  .strictObject({
-    name: interfaceGlob.optional().describe("name of the interface, or a pattern with * and ?"),
-    guest_mac: mac.optional().describe("MAC address of the guest's network card"),
-    domain: z.string().min(1).optional().describe("name of a libvirt domain: all its interfaces"),
-    zone: name("zone").default("default"),
-    policy: z.enum(["enforce", "observe", "off"]).default("enforce"),
-    vms_max: z
-      .int()
-      .min(1)
-      .max(16384)
-      .default(VMS_PER_TAP)
-      .describe("MAC addresses that may appear behind it"),
-    exclude: z.array(exclusion).max(16, "at most 16 exclusions an interface").default([]),
+function whole(low: number, high: number, what = "a whole number") {
+  const expected = `${what} from ${low} to ${high}`;
+  return z.int(expected).min(low, expected).max(high, expected);
+}
+
+function oneOf<const T extends string>(words: readonly [T, ...T[]]) {
+  return z.enum(words, alternatives(words));
+}
+
+function list<T extends z.ZodType>(item: T, what: string, max?: number) {
+  const items = z.array(item, "a list");
+  return max === undefined ? items : items.max(max, `at most ${max} ${what}`);
+}
+
+const seconds = (low: number, high: number) => real(low, high, "seconds");
+const port = whole(1, 65_535, "a port");
+const interfaceGlob = matching(
+  "the name of an interface (up to 15 characters), or a pattern of names with * and ?",
+  INTERFACE_GLOB,
+).meta({ title: "name or pattern" });
+const mac = matching("a MAC address as 02:00:00:00:0a:01", MAC)
+  .refine(isUnicast, { error: (issue) => `${issue.input} is not the address of one network card` })
+  .meta({ title: "MAC address" });
+const address = z
+  .union([z.ipv4("an IP address"), z.ipv6("an IP address")], "an IP address")
+  .refine(isOfOneHost, { error: (issue) => `${issue.input} is not the address of one host` })
+  .meta({ title: "address" });
+const prefix = z
+  .string("an address or a prefix as 192.0.2.0/24")
+  .refine((text) => parsePrefix(text) !== undefined, {
+    error: (issue) => `expected an address or a prefix as 192.0.2.0/24, not ${JSON.stringify(issue.input)}`,
   })
+  .meta({ title: "address or prefix" });
+const zone = name()
+  .default("default")
+  .describe("zone that it belongs to: flows of different zones never meet");
+
+function isUnicast(text: string): boolean {
+  const bytes = parseMac(text);
+  return bytes !== undefined && (bytes[0]! & 1) === 0 && bytes.some((byte) => byte !== 0);
+}
+
+/** Not multicast, broadcast, loopback or unspecified; and an IPv4 address is written as one. */
+function isOfOneHost(text: string): boolean {
+  const bytes = parseAddress(text);
+  if (bytes === undefined) return false;
+  if (bytes.length === 4) return bytes[0]! > 0 && bytes[0]! < 224 && bytes[0] !== 127;
+  const low = bytes.subarray(0, 15).every((byte) => byte === 0) && bytes[15]! <= 1;
+  return bytes[0] !== 0xff && !low && !isMappedIpv4(bytes);
+}
+
+/** Refinements run whatever else is wrong with the entry; `rule` must bear with values of any type. */
+function always<T extends Record<string, unknown>>(
+  path: string | undefined,
+  rule: (entry: T) => boolean,
+  error: string,
+) {
+  const params = {
+    error,
+    when: ({ value }: { value: unknown }) =>
+      typeof value === "object" && value !== null && !Array.isArray(value),
+    ...(path !== undefined && { path: [path] }),
+  };
+  return [rule, params] as const;
+}
+
+const exclusion = z
+  .strictObject(
+    {
+      remote: prefix.optional().describe("addresses of the remote side; any if left out"),
+      port: z
+        .union(
+          [port, matching('a port, or a range as "8000-8099"', PORT_RANGE).meta({ title: "range" })],
+          'a port from 1 to 65535, or a range as "8000-8099"',
+        )
+        .optional()
+        .describe('port of the VM, or a range as "8000-8099"; any if left out'),
+      protocol: oneOf(["tcp", "udp", "sctp", "icmp"]).optional().describe("any if left out"),
+    },
+    "a mapping with remote, port or protocol",
+  )
   .refine(
-    (tap) => [tap.name, tap.guest_mac, tap.domain].filter((given) => given !== undefined).length === 1,
-    "a tap is given by exactly one of name, guest_mac and domain",
+    ...always(
+      undefined,
+      (rule) => Object.values(rule).some((value) => value !== undefined),
+      "this exclusion would exclude everything: give remote, port or protocol",
+    ),
+  )
+  .refine(
+    ...always(
+      "port",
+      ({ port }) =>
+        !((typeof port === "string" && PORT_RANGE.test(port)) || typeof port === "number") ||
+        parsePortRange(port) !== undefined,
+      "a range of ports goes from the lower to the higher, within 1 to 65535",
+    ),
+  )
+  .refine(
+    ...always("port", (rule) => rule.protocol !== "icmp" || rule.port === undefined, "ICMP has no ports"),
   );
 
-const probe = z.strictObject({
-  kind: z.enum(["icmp", "tcp"]),
-  address: address.optional().describe("the device's first address if left out"),
-  port: port.optional().describe("of a TCP probe"),
-  interval_seconds: seconds(0.1, 3600).default(1),
-  timeout_seconds: seconds(0.05, 60).default(1),
-  fall: z.int().min(1).max(100).default(3).describe("failures in a row that mean down"),
-  rise: z.int().min(1).max(100).default(2).describe("answers in a row that mean up"),
-});
+const exclude = list(exclusion, "exclusions an interface", 16)
+  .default([])
+  .describe("traffic that is left alone: not learned on an uplink, not redirected on a tap");
 
-const device = z.strictObject({
-  name: name("device"),
-  macs: z.array(mac).max(8).default([]),
-  addresses: z.array(address).max(4).default([]).describe("the MAC follows the kernel's neighbour table"),
-  interface: interfaceGlob.optional().describe("uplinks where it is; all of its zone if left out"),
-  vlans: z.array(vlan).max(2).default([]).describe("802.1Q tags of its frames, outer first"),
-  zone: name("zone").default("default"),
-  reply_mac: mac
-    .optional()
-    .describe("where replies go whichever MAC sent the request: the virtual MAC of VRRP or HSRP"),
-  on_down: z
-    .union(
-      [z.enum(["route", "hold", "drop"]), z.string().regex(/^peer:.+$/)],
-      'route, hold, drop, or "peer:NAME"',
-    )
-    .default("route"),
-  probe: probe.optional(),
-});
+const uplink = z.strictObject(
+  {
+    name: interfaceGlob.describe("name of the interface, or a pattern of names with `*` and `?`"),
+    mode: oneOf(["auto", "native", "generic", "tc"])
+      .default("auto")
+      .describe("hook: native or generic XDP, TC, or the best that works there"),
+    zone,
+    learn: oneOf(["any", "devices"])
+      .default("any")
+      .describe("from whom last hops are learned: from any sender, or only from configured devices"),
+    relearn: oneOf(["follow", "never"])
+      .default("follow")
+      .describe("whether a request from another last hop moves its flow there, as after a failover"),
+    pickup: z
+      .boolean("true or false")
+      .default(true)
+      .describe("whether flows are learned from the middle of a connection too"),
+    last_hops_max: whole(1, 65_536)
+      .default(LAST_HOPS_PER_UPLINK)
+      .describe("how many new last hops it may learn: a flood of source MACs must not take them all"),
+    exclude,
+  },
+  "a mapping with the keys of an uplink",
+);
 
-const timeouts = z.strictObject({
-  syn: seconds(1, 3600).default(TIMEOUT_SECONDS.SYN),
-  tcp: seconds(10, 30 * 86400).default(TIMEOUT_SECONDS.TCP),
-  closed: seconds(1, 3600).default(TIMEOUT_SECONDS.CLOSED),
-  udp: seconds(1, 86400).default(TIMEOUT_SECONDS.UDP),
-  udp_provisional: seconds(1, 3600).default(TIMEOUT_SECONDS.UDP_PROVISIONAL),
-  icmp: seconds(1, 3600).default(TIMEOUT_SECONDS.ICMP),
-  sctp: seconds(10, 30 * 86400).default(TIMEOUT_SECONDS.SCTP),
-});
+const tap = z
+  .strictObject(
+    {
+      name: interfaceGlob
+        .optional()
+        .describe("name of the interface, or a pattern of names with `*` and `?`"),
+      guest_mac: mac
+        .optional()
+        .describe("instead of a name: MAC address of the guest's network card, wherever its tap is"),
+      domain: matching('the name of a libvirt domain, without "/"', DOMAIN)
+        .optional()
+        .describe("instead of a name: a libvirt domain, with all its interfaces"),
+      zone,
+      policy: oneOf(["enforce", "observe", "off"])
+        .default("enforce")
+        .describe("what is done with replies: send them back, only count what would change, nothing"),
+      vms_max: whole(1, 16_384)
+        .default(VMS_PER_TAP)
+        .describe("how many MAC addresses may appear behind it, as behind a nested bridge"),
+      exclude,
+    },
+    "a mapping with the keys of a tap",
+  )
+  .refine(
+    ...always(
+      undefined,
+      (tap) => [tap.name, tap.guest_mac, tap.domain].filter((given) => given !== undefined).length === 1,
+      "a tap is given by exactly one of name, guest_mac and domain",
+    ),
+  );
 
-const entries = (fallback: number) => z.int().min(1024).max(67_108_864).default(fallback);
-const tables = z.strictObject({
-  flows4: entries(1_048_576),
-  flows6: entries(1_048_576),
-  embryos4: entries(65_536),
-  embryos6: entries(65_536),
-});
+const probe = z
+  .strictObject(
+    {
+      kind: oneOf(["icmp", "tcp"]).describe("echo requests, or TCP connections"),
+      address: address.optional().describe("whom to ask; the device's first address if left out"),
+      port: port.optional().describe("of a TCP probe"),
+      interval_seconds: seconds(0.1, 3600).default(1).describe("between two attempts"),
+      timeout_seconds: seconds(0.05, 60).default(1).describe("how long an answer may take"),
+      fall: whole(1, 100).default(3).describe("failures in a row that mean down"),
+      rise: whole(1, 100).default(2).describe("answers in a row that mean up"),
+    },
+    "a mapping with the keys of a probe",
+  )
+  .refine(
+    ...always(
+      undefined,
+      (probe) => probe.kind !== "tcp" || probe.port !== undefined,
+      "a TCP probe needs a port",
+    ),
+  )
+  .refine(
+    ...always(
+      "port",
+      (probe) => probe.kind !== "icmp" || probe.port === undefined,
+      "only a TCP probe has a port",
+    ),
+  );
 
-const sweep = z.strictObject({
-  interval_min_seconds: seconds(1, 3600).default(5),
-  interval_max_seconds: seconds(1, 86400).default(60),
-  cpu_percent: z.number().min(0.1).max(100).default(4).describe("of one core, at most"),
-  piece_ms: z.number().min(0.1).max(8).default(2).describe("how long one call into the kernel may take"),
-});
+const device = z
+  .strictObject(
+    {
+      name: name().describe("as it is called in lists, logs and metrics"),
+      macs: list(mac, "MAC addresses", 8).default([]).describe("MAC addresses that its frames come from"),
+      addresses: list(address, "addresses", 4)
+        .default([])
+        .describe("IP addresses whose MAC is followed in the kernel's neighbour table"),
+      interface: interfaceGlob
+        .optional()
+        .describe("uplinks where it is, by name or pattern; all of its zone if left out"),
+      vlans: list(whole(1, 4094, "a VLAN id"), "VLAN tags", 2)
+        .default([])
+        .describe("VLAN tags of its frames, outer first"),
+      zone,
+      reply_mac: mac
+        .optional()
+        .describe("where replies go whichever MAC sent the request: the virtual MAC of VRRP or HSRP"),
+      on_down: z
+        .union(
+          [
+            z.enum(["route", "hold", "drop"], 'route, hold, drop or "peer:NAME"'),
+            matching('route, hold, drop or "peer:NAME"', PEER).meta({ title: "`peer:NAME`" }),
+          ],
+          'route, hold, drop or "peer:NAME"',
+        )
+        .default("route")
+        .describe(
+          "what replies do while it is down: go by the VM's own route, go to it as before, be dropped, " +
+            "or go to another device (`peer:NAME`)",
+        ),
+      probe: probe.optional().describe("how its health is asked for; by neighbour table alone if left out"),
+    },
+    "a mapping with the keys of a device",
+  )
+  .refine(
+    ...always(
+      undefined,
+      (device) => device.macs !== undefined && (!isEmpty(device.macs) || !isEmpty(device.addresses)),
+      "a device needs macs, addresses or both",
+    ),
+  )
+  .refine(
+    ...always(
+      "probe",
+      ({ probe, addresses }) =>
+        typeof probe !== "object" ||
+        probe === null ||
+        (probe as { address?: unknown }).address !== undefined ||
+        !isEmpty(addresses),
+      "nobody to probe: give the probe an address, or the device addresses",
+    ),
+  );
 
-const metrics = z.strictObject({
-  enabled: z.boolean().default(true),
-  listen: z.string().default("127.0.0.1:9469").describe("address and port of the Prometheus endpoint"),
-});
+function isEmpty(value: unknown): boolean {
+  return Array.isArray(value) && value.length === 0;
+}
 
-const log = z.strictObject({
-  level: z.enum(["debug", "info", "warning", "error"]).default("info"),
-  format: z.enum(["text", "json"]).default("text"),
-});
+const timeouts = z.strictObject(
+  {
+    syn: seconds(1, 3600).default(TIMEOUT_SECONDS.SYN).describe("TCP and SCTP, handshake not complete"),
+    tcp: seconds(10, MONTH_SECONDS).default(TIMEOUT_SECONDS.TCP).describe("TCP, established"),
+    closed: seconds(1, 3600)
+      .default(TIMEOUT_SECONDS.CLOSED)
+      .describe("TCP and SCTP, closed: FIN both ways, RST or ABORT"),
+    udp: seconds(1, DAY_SECONDS).default(TIMEOUT_SECONDS.UDP).describe("UDP, unless the VM opened it"),
+    udp_provisional: seconds(1, 3600)
+      .default(TIMEOUT_SECONDS.UDP_PROVISIONAL)
+      .describe("UDP that the VM opened"),
+    icmp: seconds(1, 3600).default(TIMEOUT_SECONDS.ICMP).describe("ICMP echo"),
+    sctp: seconds(10, MONTH_SECONDS).default(TIMEOUT_SECONDS.SCTP).describe("SCTP, established"),
+  },
+  "a mapping of timeouts",
+);
 
-export const configSchema = z.strictObject({
-  zones: z
-    .record(name("zone"), z.int().min(0).max(65535))
-    .default({ default: 0 })
-    .describe("names of zones, and their numbers; default is 0 unless given"),
-  uplinks: z.array(uplink).default([]),
-  taps: z.array(tap).default([]),
-  devices: z.array(device).max(1024).default([]),
-  relearn_damping_seconds: seconds(0, 60)
-    .default(1)
-    .describe("how long a flow stays after it has moved; 0 for no damping"),
-  timeouts: timeouts.prefault({}),
-  tables: tables.prefault({}),
-  sweep: sweep.prefault({}),
-  metrics: metrics.prefault({}),
-  log: log.prefault({}),
-});
+const entries = (fallback: number, what: string) => {
+  return whole(1024, 67_108_864).default(fallback).describe(what);
+};
+const tables = z.strictObject(
+  {
+    flows4: entries(1_048_576, "established IPv4 flows; about 96 bytes of memory each"),
+    flows6: entries(1_048_576, "established IPv6 flows; about 120 bytes of memory each"),
+    embryos4: entries(65_536, "IPv4 flows that are not yet established: what a SYN flood may churn"),
+    embryos6: entries(65_536, "the same of IPv6"),
+  },
+  "a mapping of table sizes",
+);
+
+const sweep = z.strictObject(
+  {
+    interval_min_seconds: seconds(1, 3600)
+      .default(5)
+      .describe("between two passes, when the last found much that was idle"),
+    interval_max_seconds: seconds(1, DAY_SECONDS)
+      .default(60)
+      .describe("between two passes, when the last found little"),
+    cpu_percent: real(0.1, 100, "percent").default(4).describe("of one core, at most"),
+    piece_ms: real(0.1, 8, "milliseconds").default(2).describe("how long one call into the kernel may take"),
+  },
+  "a mapping",
+);
+
+const metrics = z.strictObject(
+  {
+    enabled: z.boolean("true or false").default(true).describe("whether there is a Prometheus endpoint"),
+    listen: z
+      .string("an IP address and a port as 127.0.0.1:9469")
+      .refine((text) => parseListen(text) !== undefined, {
+        error: (issue) =>
+          `expected an IP address and a port as 127.0.0.1:9469 or [::1]:9469, not ${JSON.stringify(issue.input)}`,
+      })
+      .default("127.0.0.1:9469")
+      .describe("address and port of the endpoint, an IPv6 address in brackets; port 0 is any free one"),
+  },
+  "a mapping",
+);
+
+const log = z.strictObject(
+  {
+    level: oneOf(["debug", "info", "warning", "error"])
+      .default("info")
+      .describe("lines below this are not written"),
+    format: oneOf(["text", "json"]).default("text").describe("for people, or one JSON object a line"),
+  },
+  "a mapping",
+);
+
+export const configSchema = z.strictObject(
+  {
+    zones: z
+      .record(name(), whole(0, 65_535), "a mapping of names to numbers")
+      .default({ default: 0 })
+      .describe("names of zones and their numbers, 0 to 65535; the zone `default` is 0 unless given here"),
+    uplinks: list(uplink, "uplinks").default([]).describe("interfaces towards devices"),
+    taps: list(tap, "taps").default([]).describe("interfaces towards virtual machines"),
+    devices: list(device, "devices", 1024)
+      .default([])
+      .describe("the stateful network devices behind the uplinks: firewalls, load balancers, routers"),
+    relearn_damping_seconds: seconds(0, 60)
+      .default(RELEARN_DAMPING_SECONDS)
+      .describe("how long a flow stays where it is after it has moved; 0 for no damping"),
+    timeouts: timeouts.prefault({}).describe("seconds of silence after which a flow is removed"),
+    tables: tables.prefault({}).describe("how many entries each table has room for"),
+    sweep: sweep.prefault({}).describe("bounds of the pass that removes idle flows"),
+    metrics: metrics.prefault({}).describe("the Prometheus endpoint"),
+    log: log.prefault({}).describe("what the daemon says, and how"),
+  },
+  "a mapping, as `uplinks: …`",
+);
+
+/** The schemas of single entries, for checks that look at those that are well-formed. */
+export const entrySchemas = { uplinks: uplink, taps: tap, devices: device };
 
 export type Config = z.output<typeof configSchema>;
 export type UplinkConfig = Config["uplinks"][number];

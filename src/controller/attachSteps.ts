@@ -2,78 +2,80 @@
 // The steps that bring an interface from how it is attached to how it is wanted. Tables are written before the
 // program that reads them is attached; what goes, goes after its successor works.
 
-import { encode, type StructValue } from "../abi/codec.ts";
+import { encode, type StructInput } from "../abi/codec.ts";
 import { HOOK, INTERFACE_FLAG, ORIGIN, POLICY, ROLE } from "../abi/layout.gen.ts";
 import { parseMac } from "../addresses.ts";
-import { LAST_HOPS_PER_UPLINK, VMS_PER_TAP } from "../config/defaults.ts";
-import {
-  type Attachment,
-  attachAt,
-  changeRole,
-  detachAt,
-  finishLink,
-  NEW_SUFFIX,
-  type Place,
-  programFor,
-  removeQdiscIfEmpty,
-} from "../kernel/attachment.ts";
-import type { Instance } from "../kernel/instance.ts";
-import type { Netlink } from "../kernel/netlink.ts";
+import { programFor } from "../kernel/attachment.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
-import { clsact } from "../libbpf/index.ts";
-import type { Hook, Policy, Role } from "../ops/types.ts";
-import type { Tables } from "../tables/index.ts";
-import { countLastHops, markRoute, markUp } from "./lastHops.ts";
+import type { Hook } from "../ops/types.ts";
+import type { InterfaceEntry, Tables } from "../tables/index.ts";
+import { hookChanges, hookSteps, type Progress } from "./hookSteps.ts";
+import { setState } from "./lastHopFacts.ts";
+import { countLastHops, remapLastHops } from "./lastHops.ts";
+import { isGone, type ObservedInterface, type Programs, type Surroundings } from "./observe.ts";
+import { CHOSEN_FLAGS, type Settings } from "./settings.ts";
 import type { Step } from "./steps.ts";
 import { inZone, type KnownVm, newVms, removeVms, restoreVms, vmsOf } from "./vms.ts";
 
-export interface Wanted {
+export interface Wanted extends Omit<Settings, "mode"> {
   link: Link;
   /** Where the host's stack sees its packets: its bridge, or itself. */
   l3: Link;
   /** The bridge of a tap and the VLAN interfaces on it: what a routed host's lookup may name. */
   bridges: readonly Link[];
-  role: Role;
-  hook: Hook;
-  zone: number;
-  policy: Policy;
   slot: number;
   portBlocked: boolean;
-  /** MACs that are known to be behind a tap. */
+  /** Packets can leave by it. */
+  usable: boolean;
+  /** MACs that are known to be behind a new tap. */
   vms: readonly string[];
 }
 
-export interface Surroundings {
-  instance: Instance;
-  tables: Tables;
-  netlink: Netlink;
-}
-
 /** How it is attached now. */
-export interface Current {
-  entry: StructValue<"interface"> | undefined;
-  attachment: Attachment | undefined;
+export interface Current extends Partial<Omit<ObservedInterface, "link">> {
+  /** The entry of the same uplink under the index that it had before it went and came back. */
+  returned?: InterfaceEntry;
+  /** An instance of which nothing else is left has a clsact filter there. */
+  orphan: boolean;
+  /** Its last hops are of another slot, or of another MAC of the host. */
+  outdated: boolean;
+  /** What the table has of the bridges that it brings, by ifindex. */
+  bridges: ReadonlyMap<number, InterfaceEntry>;
 }
 
-/** What only becomes known while the steps run. */
-interface Progress {
-  /** The clsact qdisc was not there before us. */
-  qdiscOurs: boolean;
-}
+export type WantedAt = Wanted & { hook: Hook };
 
-export function attachSteps(around: Surroundings, now: Current, wanted: Wanted, why: string): Step[] {
-  const progress = { qdiscOurs: ((now.entry?.flags ?? 0) & INTERFACE_FLAG.QDISC_OURS) !== 0 };
+export function attachSteps(around: Surroundings, now: Current, wanted: WantedAt, why: string): Step[] {
+  const progress: Progress = { qdiscOurs: ((now.entry?.flags ?? 0) & INTERFACE_FLAG.QDISC_OURS) !== 0 };
   const hook = hookSteps(around, now, wanted, why, progress);
   const vms = vmSteps(around, now, wanted);
   return [
-    ...(now.entry ? [] : slotSteps(around, wanted)),
+    ...slotSteps(around, now, wanted),
+    ...exclusionSteps(around, now, wanted),
     ...hook.before,
     ...vms.before,
     ...entrySteps(around, now, wanted, progress),
-    ...bridgeSteps(around, wanted),
+    ...bridgeSteps(around, now, wanted),
     ...vms.after,
     ...lastHopSteps(around, now, wanted),
+    ...budgetSteps(around, now, wanted),
+    ...returnSteps(around, now, wanted),
     ...hook.after,
+  ];
+}
+
+/** What attachSteps would change, for people; empty if nothing. `programs` is null where there are none yet. */
+export function changesOf(now: Current, wanted: WantedAt, programs: Programs | null): string[] {
+  const id = programs?.(wanted.role, wanted.hook) ?? 0;
+  const entry = now.entry ? entryChanges(now.entry, entryOf(wanted, id, now.entry), wanted) : [];
+  return [
+    ...entry,
+    ...hookChanges(now, wanted, id),
+    ...(now.entry && now.egress !== wanted.link.ifindex ? ["replies can leave by it again"] : []),
+    ...(now.entry && budgetDiffers(now, wanted) ? [budgetText(wanted)] : []),
+    ...(now.entry && exclusionsDiffer(now, wanted) ? ["exclusions"] : []),
+    ...bridgesMissing(now, wanted).map(({ name }) => `bridge ${name} as it is now`),
+    ...(now.entry && now.outdated ? ["last hops with the host's present MAC"] : []),
   ];
 }
 
@@ -81,48 +83,98 @@ const nothing = (): void => undefined;
 
 // The slot's rows
 
-function slotSteps({ tables }: Surroundings, { slot, link }: Wanted): Step[] {
-  return [
-    {
+function slotSteps({ tables }: Surroundings, now: Current, { slot, link }: WantedAt): Step[] {
+  const steps: Step[] = [];
+  if (!now.entry || now.egress !== link.ifindex) {
+    steps.push({
       done: null,
       do: () => tables.egressDevices.set(slot, link.ifindex),
-      undo: () => tables.egressDevices.delete(slot),
-    },
+      undo: () => {
+        if (now.egress === undefined) tables.egressDevices.delete(slot);
+        else tables.egressDevices.set(slot, now.egress);
+      },
+    });
+  }
+  // One that returns goes on counting.
+  if (now.entry || now.returned) return steps;
+  return [
+    ...steps,
     { done: null, do: () => tables.verdicts.clear(slot), undo: nothing },
     { done: null, do: () => tables.taps.set(slot, {}), undo: nothing },
   ];
 }
 
+function budgetOf({ role, lastHopsMax, vmsMax }: WantedAt): { last_hops_max: number; vms_max: number } {
+  return role === "uplink"
+    ? { last_hops_max: lastHopsMax, vms_max: 0 }
+    : { last_hops_max: 0, vms_max: vmsMax };
+}
+
+function budgetText({ role, lastHopsMax, vmsMax }: WantedAt): string {
+  return role === "uplink" ? `at most ${lastHopsMax} last hops` : `at most ${vmsMax} VMs`;
+}
+
+function budgetDiffers({ budget }: Current, wanted: WantedAt): boolean {
+  const { last_hops_max, vms_max } = budgetOf(wanted);
+  return budget?.last_hops_max !== last_hops_max || budget.vms_max !== vms_max;
+}
+
 /** What the hot path made so far counts, so this comes after the VMs and last hops that are known. */
-function budgetStep({ tables }: Surroundings, { slot, link, role }: Wanted): Step {
+function budgetSteps({ tables }: Surroundings, now: Current, wanted: WantedAt): Step[] {
+  const { slot, link, role } = wanted;
+  const isSame = now.entry?.role === ROLE[upper(role)] && now.entry.zone === wanted.zone;
+  if (isSame && !isGone(now.entry!) && !budgetDiffers(now, wanted)) return [];
   const old = tables.budgets.get(slot) ?? {};
-  return {
-    done: null,
-    do: () =>
-      tables.budgets.set(
-        slot,
-        role === "uplink"
-          ? { last_hops: countLastHops(tables.lastHops, link.ifindex), last_hops_max: LAST_HOPS_PER_UPLINK }
-          : { vms: vmsOf(tables, link.ifindex).length, vms_max: VMS_PER_TAP },
-      ),
-    undo: () => tables.budgets.set(slot, old),
-  };
+  return [
+    {
+      done: null,
+      do: () => {
+        const counts =
+          role === "uplink"
+            ? { last_hops: countLastHops(tables.lastHops, link.ifindex) }
+            : { vms: vmsOf(tables, link.ifindex).length };
+        tables.budgets.set(slot, { ...budgetOf(wanted), ...counts });
+      },
+      undo: () => tables.budgets.set(slot, old),
+    },
+  ];
+}
+
+function exclusionsDiffer({ exclusions }: Current, { flags, exclusions: wanted }: WantedAt): boolean {
+  // Without the flag nobody looks at them.
+  return (flags & INTERFACE_FLAG.EXCLUDES) !== 0 && !exclusions?.equals(wanted);
+}
+
+/** Before the entry's flag says that there are any. */
+function exclusionSteps({ tables }: Surroundings, now: Current, wanted: WantedAt): Step[] {
+  if (!exclusionsDiffer(now, wanted)) return [];
+  const { map } = tables.exclusions;
+  const key = Buffer.alloc(4);
+  key.writeUInt32LE(wanted.slot);
+  const old = map.lookup(key)!;
+  return [
+    {
+      done: now.exclusions ? `${wanted.link.name}: other exclusions` : null,
+      do: () => map.update(key, wanted.exclusions),
+      undo: () => map.update(key, old),
+    },
+  ];
 }
 
 // The entry
 
-type Entry = StructValue<"interface">;
-
 function entrySteps(
   { instance, tables }: Surroundings,
   now: Current,
-  wanted: Wanted,
+  wanted: WantedAt,
   progress: Progress,
 ): Step[] {
   const { ifindex } = wanted.link;
   const old = now.entry;
+  // The netdev that had the index before may have been this uplink too.
+  const before = old ?? (now.returned?.ifindex === ifindex ? now.returned : undefined);
   const entry = entryOf(wanted, programFor(instance, wanted.role, wanted.hook).info().id, old);
-  const changes = old ? entryChanges(old, entry, wanted) : null;
+  const changes = old ? entryDone(old, entry, wanted) : null;
   if (old && changes === null) return [];
   const qdiscFlag = (): number =>
     wanted.hook === "clsact" && progress.qdiscOurs ? INTERFACE_FLAG.QDISC_OURS : 0;
@@ -131,70 +183,133 @@ function entrySteps(
       done: changes?.text ?? null,
       do: () => tables.interfaces.set(ifindex, { ...entry, flags: entry.flags | qdiscFlag() }),
       undo: () => {
-        if (old) tables.interfaces.set(ifindex, old);
+        if (before) tables.interfaces.set(ifindex, before);
         else tables.interfaces.delete(ifindex);
       },
     },
   ];
 }
 
-/** Without the flag that says whose the qdisc is. */
-function entryOf(wanted: Wanted, programId: number, old: Entry | undefined): Entry {
-  const kept = (old?.flags ?? 0) & ~(INTERFACE_FLAG.PORT_BLOCKED | INTERFACE_FLAG.QDISC_OURS);
+/** As the table is to have it, without the flag that says whose the qdisc is. */
+export function entryOf(
+  wanted: WantedAt,
+  programId: number,
+  old: InterfaceEntry | undefined,
+): InterfaceEntry {
   return {
     slot: wanted.slot,
     l3_ifindex: wanted.l3.ifindex,
     zone: wanted.zone,
     role: ROLE[upper(wanted.role)],
     policy: POLICY[upper(wanted.policy)],
-    flags: kept | (wanted.portBlocked ? INTERFACE_FLAG.PORT_BLOCKED : 0),
+    flags: (wanted.flags & CHOSEN_FLAGS) | (wanted.portBlocked ? INTERFACE_FLAG.PORT_BLOCKED : 0),
     hook: HOOK[upper(wanted.hook)],
     mac: macBytes(wanted.link),
     host_mac: macBytes(wanted.l3),
-    origin: ORIGIN.MANUAL,
+    origin: wanted.origin,
     name: wanted.link.name,
     prog_id: programId,
     ifindex: wanted.link.ifindex,
-    config_index: 0,
-    reserved: 0,
+    config_index: wanted.configIndex,
+    reserved: old?.reserved ?? 0,
   };
 }
 
-/** For people; null if the entries are the same. */
-function entryChanges(old: Entry, entry: Entry, wanted: Wanted): { text: string | null } | null {
-  const { name } = wanted.link;
+function entryDone(
+  old: InterfaceEntry,
+  entry: InterfaceEntry,
+  wanted: WantedAt,
+): { text: string | null } | null {
+  const changes = entryChanges(old, entry, wanted);
+  if (changes.length === 0) return null;
+  // The steps of the hook say that.
+  const told = changes.filter((change) => change !== OTHER_HOOK);
+  return { text: told.length === 0 ? null : `${wanted.link.name}: ${told.join(", ")}` };
+}
+
+const OTHER_HOOK = "another hook";
+
+/** For people; empty if the entries are the same. */
+function entryChanges(old: InterfaceEntry, entry: InterfaceEntry, wanted: WantedAt): string[] {
   const changes: string[] = [];
+  if (old.name !== entry.name) changes.push(`was called ${old.name}`);
   if (old.role !== entry.role) changes.push(`role ${wanted.role}`);
   if (old.zone !== entry.zone) changes.push(`zone ${entry.zone} instead of ${old.zone}`);
   if (old.policy !== entry.policy) changes.push(`policy ${wanted.policy}`);
-  if (changes.length > 0) return { text: `${name}: ${changes.join(", ")}` };
-  // The steps of the hook say so.
-  if (old.hook !== entry.hook) return { text: null };
+  changes.push(...flagChanges(old.flags, entry.flags));
+  if (old.origin !== entry.origin) changes.push(originText(wanted));
+  else if (old.config_index !== entry.config_index) changes.push(`${wanted.config} in the configuration now`);
+  if (changes.length > 0) return changes;
+  if (old.hook !== entry.hook) return [OTHER_HOOK];
   const ours = INTERFACE_FLAG.QDISC_OURS;
   const same = encode("interface", { ...old, flags: old.flags & ~ours }).equals(encode("interface", entry));
-  return same ? null : { text: `${name}: entered what has changed about the interface` };
+  return same ? [] : ["entered what has changed about the interface"];
 }
 
-// Bridges, VMs, last hops
-
-function bridgeSteps({ tables }: Surroundings, { bridges, l3, role }: Wanted): Step[] {
-  if (role !== "tap") return [];
-  return bridges
-    .filter((bridge) => !tables.interfaces.get(bridge.ifindex))
-    .map((bridge) => ({
-      done: null,
-      do: () =>
-        tables.interfaces.set(bridge.ifindex, {
-          // Of the bridge itself also for a VLAN interface on it: this is how its taps are found.
-          l3_ifindex: l3.ifindex,
-          role: ROLE.BRIDGE,
-          mac: macBytes(bridge),
-          host_mac: macBytes(bridge),
-          name: bridge.name,
-        }),
-      undo: () => tables.interfaces.delete(bridge.ifindex),
-    }));
+function originText({ origin, config }: WantedAt): string {
+  return origin === ORIGIN.CONFIG ? `by the configuration from now on (${config})` : "by hand from now on";
 }
+
+function flagChanges(old: number, flags: number): string[] {
+  const { LEARN_DEVICES, RELEARN_NEVER, PICKUP_NO, EXCLUDES } = INTERFACE_FLAG;
+  const texts: [flag: number, set: string, cleared: string][] = [
+    [LEARN_DEVICES, "learns devices only", "learns from any"],
+    [RELEARN_NEVER, "never relearns", "relearns"],
+    [PICKUP_NO, "no pickup", "pickup"],
+    [EXCLUDES, "exclusions", "no exclusions"],
+  ];
+  return texts.flatMap(([flag, set, cleared]) =>
+    (old & flag) === (flags & flag) ? [] : [(flags & flag) !== 0 ? set : cleared],
+  );
+}
+
+// Bridges
+
+export function bridgeEntry(bridge: Link, l3: Link): StructInput<"interface"> {
+  return {
+    // Of the bridge itself also for a VLAN interface on it: this is how its taps are found.
+    l3_ifindex: l3.ifindex,
+    role: ROLE.BRIDGE,
+    mac: macBytes(bridge),
+    host_mac: macBytes(bridge),
+    name: bridge.name,
+    ifindex: bridge.ifindex,
+  };
+}
+
+/** Those that the table does not have, or not as they are. */
+function bridgesMissing({ bridges: known }: Pick<Current, "bridges">, wanted: WantedAt): Link[] {
+  if (wanted.role !== "tap") return [];
+  return wanted.bridges.filter((bridge) => {
+    const entry = known.get(bridge.ifindex);
+    return !entry || !encode("interface", bridgeEntry(bridge, wanted.l3)).equals(encode("interface", entry));
+  });
+}
+
+function bridgeSteps({ tables }: Surroundings, _now: Current, wanted: WantedAt): Step[] {
+  // Another tap of the same bridge may have brought it by now.
+  const there = new Map(
+    wanted.bridges.flatMap(({ ifindex }) => {
+      const entry = tables.interfaces.get(ifindex);
+      return entry ? [[ifindex, entry] as const] : [];
+    }),
+  );
+  // An attached interface keeps its entry.
+  const missing = bridgesMissing({ bridges: there }, wanted).filter(
+    ({ ifindex }) => (there.get(ifindex)?.role ?? ROLE.BRIDGE) === ROLE.BRIDGE,
+  );
+  return missing.map((bridge) => ({
+    done: null,
+    do: () => tables.interfaces.set(bridge.ifindex, bridgeEntry(bridge, wanted.l3)),
+    undo: () => {
+      const old = there.get(bridge.ifindex);
+      if (old) tables.interfaces.set(bridge.ifindex, old);
+      else tables.interfaces.delete(bridge.ifindex);
+    },
+  }));
+}
+
+// VMs
 
 interface VmSteps {
   /** Before the entry is written. */
@@ -202,17 +317,17 @@ interface VmSteps {
   after: Step[];
 }
 
-function vmSteps(around: Surroundings, { entry: old }: Current, wanted: Wanted): VmSteps {
-  const { tables } = around;
+function vmSteps({ tables }: Surroundings, { entry: old }: Current, wanted: WantedAt): VmSteps {
   const { slot, zone } = wanted;
   const { ifindex, name } = wanted.link;
-  const isNew = !old || old.role !== ROLE[upper(wanted.role)];
+  const isNew = !old || isGone(old) || old.role !== ROLE[upper(wanted.role)];
   const leaves = old?.role === ROLE.TAP && (isNew || old.zone !== zone);
   if (!isNew && !leaves) return { before: [], after: [] };
   const before: Step[] = [];
   const after: Step[] = [];
   if (leaves) {
     const former = vmsOf(tables, ifindex).filter(([key]) => key.zone === old.zone);
+    const usual = tables.taps.get(slot)!;
     // In another zone they keep their ids, so that a flow that they begin now still knows them afterwards.
     if (wanted.role === "tap") before.push(vmStep(tables, inZone(former, zone)));
     after.push({
@@ -221,7 +336,10 @@ function vmSteps(around: Surroundings, { entry: old }: Current, wanted: Wanted):
         removeVms(tables, former);
         tables.taps.set(slot, {});
       },
-      undo: () => restoreVms(tables, former),
+      undo: () => {
+        restoreVms(tables, former);
+        tables.taps.set(slot, usual);
+      },
     });
   }
   if (wanted.role === "tap" && wanted.vms.length > 0) {
@@ -232,7 +350,6 @@ function vmSteps(around: Surroundings, { entry: old }: Current, wanted: Wanted):
       done: `${name}: ${count} known from the bridge or the neighbour table`,
     });
   }
-  after.push(budgetStep(around, wanted));
   return { before, after };
 }
 
@@ -248,124 +365,75 @@ function vmStep(tables: Tables, vms: readonly KnownVm[]): Step {
   };
 }
 
-function lastHopSteps({ tables }: Surroundings, { entry: old }: Current, wanted: Wanted): Step[] {
-  const { ifindex } = wanted.link;
+// Last hops
+
+function lastHopSteps({ tables }: Surroundings, now: Current, wanted: WantedAt): Step[] {
   const { lastHops } = tables;
-  let changed: number[] = [];
-  if (wanted.role === "uplink" && old?.role !== ROLE.UPLINK) {
-    return [
-      {
-        done: null,
-        do: () => {
-          changed = markUp(lastHops, ifindex);
-        },
-        undo: () => markRoute(lastHops, ifindex, changed),
-      },
-    ];
-  }
-  if (wanted.role === "tap" && old?.role === ROLE.UPLINK) {
-    return [
-      {
-        done: null,
-        do: () => {
-          changed = markRoute(lastHops, ifindex);
-        },
-        undo: () => markUp(lastHops, ifindex, changed),
-      },
-    ];
-  }
-  return [];
-}
-
-// The hook
-
-interface HookSteps {
-  /** Before the entry is written. */
-  before: Step[];
-  /** When all tables are right. */
-  after: Step[];
-}
-
-function hookSteps(
-  around: Surroundings,
-  { attachment: old }: Current,
-  wanted: Wanted,
-  why: string,
-  progress: Progress,
-): HookSteps {
-  const { instance } = around;
-  const to: Place = { ifindex: wanted.link.ifindex, role: wanted.role, hook: wanted.hook };
-  const done = `${wanted.link.name}: attached by ${wanted.hook}, since ${why}`;
-  const qdisc =
-    to.hook === "clsact" && old?.hook !== "clsact" ? [qdiscStep(around, to.ifindex, progress)] : [];
-  const attach = (suffix: string): Step => ({
-    done,
-    do: () => attachAt(instance, to, suffix),
-    undo: () => detachAt(instance, to, suffix),
-  });
-  if (!old?.alive) {
-    const clear: Step = { done: null, do: () => detachAt(instance, { ...to, ...old }), undo: nothing };
-    return { before: qdisc, after: old ? [clear, attach("")] : [attach("")] };
-  }
-  const from: Place = { ifindex: to.ifindex, role: old.role, hook: old.hook };
-  if (from.hook === to.hook) {
-    if (from.role === to.role) return { before: [], after: [] };
-    const change: Step = {
-      done: null,
-      do: () => changeRole(instance, from, to.role),
-      undo: () => changeRole(instance, to, from.role),
-    };
-    return { before: [], after: [change] };
-  }
-  const detach: Step = {
-    done: `${wanted.link.name}: detached from ${from.hook}`,
-    do: () => detachAt(instance, from),
-    undo: () => attachAt(instance, from),
-  };
-  // The kernel does not have native and generic XDP on one interface at the same time.
-  if (isXdp(from.hook) && isXdp(to.hook)) return { before: [], after: [detach, attach("")] };
-  const leave = from.hook === "clsact" ? [leaveQdiscStep(around, to.ifindex, progress)] : [];
-  if (to.hook === "clsact") return { before: [...qdisc, attach("")], after: [detach] };
-  return { before: [attach(NEW_SUFFIX)], after: [detach, renameStep(instance, to), ...leave] };
-}
-
-function qdiscStep({ netlink }: Surroundings, ifindex: number, progress: Progress): Step {
-  let created = false;
-  return {
+  const { ifindex } = wanted.link;
+  const old = now.entry ?? now.returned;
+  if (wanted.role === "tap")
+    return old?.role === ROLE.UPLINK ? [stateStep(around(tables), ifindex, "down")] : [];
+  const begins = old?.role !== ROLE.UPLINK || isGone(old) || now.returned !== undefined;
+  if (!begins && !now.outdated) return [];
+  const to = { ifindex, slot: wanted.slot, sourceMac: macBytes(wanted.l3) };
+  const from = now.returned?.ifindex ?? ifindex;
+  const before = old ? { ifindex: from, slot: old.slot, sourceMac: old.host_mac } : to;
+  let remapped = 0;
+  const remap: Step = {
     done: null,
     do: () => {
-      created = clsact.create(ifindex);
-      progress.qdiscOurs ||= created;
+      remapped = remapLastHops(lastHops, from, to);
+      remap.done = remapped === 0 ? null : remapText(wanted.link.name, remapped);
     },
     undo: () => {
-      if (created) removeQdiscIfEmpty(netlink, ifindex);
+      if (remapped === 0) return;
+      remapLastHops(lastHops, ifindex, before);
+      if (begins) setState(lastHops, from, "down");
     },
   };
+  return [
+    remap,
+    ...(begins || !wanted.usable ? [stateStep(around(tables), ifindex, wanted.usable ? "up" : "down")] : []),
+  ];
 }
 
-function leaveQdiscStep({ netlink }: Surroundings, ifindex: number, progress: Progress): Step {
+function remapText(name: string, count: number): string {
+  return `${name}: ${count === 1 ? "1 last hop" : `${count} last hops`} taken over, with all flows`;
+}
+
+const around = (tables: Tables): Pick<Surroundings, "tables"> => ({ tables });
+
+/** Of the last hops of an uplink that belong to no device: whether replies go there. */
+export function stateStep(
+  { tables: { lastHops } }: Pick<Surroundings, "tables">,
+  ifindex: number,
+  state: "up" | "down",
+): Step {
+  let changed: number[] = [];
   return {
     done: null,
     do: () => {
-      if (progress.qdiscOurs) removeQdiscIfEmpty(netlink, ifindex);
+      changed = setState(lastHops, ifindex, state);
     },
-    undo: nothing,
+    undo: () => {
+      if (changed.length > 0) setState(lastHops, ifindex, state === "up" ? "down" : "up", changed);
+    },
   };
 }
 
-function renameStep(instance: Instance, { role, ifindex }: Place): Step {
-  return {
-    done: null,
-    do: () => finishLink(instance, role, ifindex),
-    undo: nothing,
-  };
+/** The entry under which it was kept goes; its slot has the new one by now. */
+function returnSteps({ tables }: Surroundings, { returned }: Current, { link }: WantedAt): Step[] {
+  if (!returned || returned.ifindex === link.ifindex) return [];
+  return [
+    {
+      done: null,
+      do: () => tables.interfaces.delete(returned.ifindex),
+      undo: () => tables.interfaces.set(returned.ifindex, returned),
+    },
+  ];
 }
 
-function isXdp(hook: Hook): boolean {
-  return hook === "xdp_native" || hook === "xdp_generic";
-}
-
-function macBytes(link: Link): Buffer {
+export function macBytes(link: Link): Buffer {
   return (link.mac !== null && parseMac(link.mac)) || Buffer.alloc(6);
 }
 

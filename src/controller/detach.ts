@@ -1,92 +1,151 @@
 // SPDX-License-Identifier: Apache-2.0
-// Takes an interface out, and repairs what interfaces that went without us have left.
+// Takes interfaces out, keeps the place of an uplink whose netdev has gone, and clears what interrupted changes and
+// instances of which nothing else is left have left.
 
 import { INTERFACE_FLAG, ROLE } from "../abi/layout.gen.ts";
 import {
-  attachmentsOn,
+  attachAt,
   detachAt,
   detachLink,
   finishLink,
   linkName,
-  ourFilter,
+  type PinnedLink,
   pinnedLinks,
   removeQdiscIfEmpty,
 } from "../kernel/attachment.ts";
-import type { Instance } from "../kernel/instance.ts";
+import { clsact } from "../libbpf/index.ts";
 import type { InterfaceEntry, Tables } from "../tables/index.ts";
-import type { Surroundings } from "./attachSteps.ts";
-import { markRoute } from "./lastHops.ts";
+import { stateStep } from "./attachSteps.ts";
+import { isGone, type ObservedInterface, type StrayFilter, type Surroundings } from "./observe.ts";
+import type { Step } from "./steps.ts";
 import { forgetVmsWithoutTap } from "./vms.ts";
 
-export function isAttached(entry: { role: number }): boolean {
-  return entry.role === ROLE.UPLINK || entry.role === ROLE.TAP;
+export { isAttached } from "./observe.ts";
+
+const nothing = (): void => undefined;
+
+/** Programs first, so that none runs without its tables. Flows stay, and so does what is known of VMs. */
+export function detachSteps(around: Surroundings, observed: ObservedInterface): Step[] {
+  const { tables } = around;
+  const { entry } = observed;
+  return [
+    ...programSteps(around, observed),
+    ...(entry.role === ROLE.UPLINK ? [stateStep(around, entry.ifindex, "down")] : []),
+    ...rowSteps(tables, observed),
+    entryStep(tables, entry, undefined),
+  ];
 }
 
-/** Programs first, so that none runs without its tables; works also when the interface is gone. */
-export function detachInterface(around: Surroundings, entry: InterfaceEntry): void {
-  const { instance, tables, netlink } = around;
-  const { ifindex, slot } = entry;
-  for (const link of pinnedLinks(instance)) {
-    if (link.ifindex === ifindex) detachLink(instance, link.name);
-  }
-  const filter = ourFilter(instance, ifindex);
-  if (filter) detachAt(instance, { ifindex, role: filter.role, hook: "clsact" });
-  if (entry.flags & INTERFACE_FLAG.QDISC_OURS) removeQdiscIfEmpty(netlink, ifindex);
-  if (entry.role === ROLE.UPLINK) markRoute(tables.lastHops, ifindex);
-  tables.interfaces.delete(ifindex);
-  tables.egressDevices.delete(slot);
-  tables.budgets.set(slot, {});
-  tables.taps.set(slot, {});
-  removeUnusedBridges(tables);
+/** The same of an interface whose netdev has gone; `keep`: as an uplink that may return to its last hops. */
+export function goneSteps(around: Surroundings, observed: ObservedInterface, keep: boolean): Step[] {
+  if (!keep) return detachSteps(around, observed);
+  const { entry } = observed;
+  const gone = { ...entry, flags: entry.flags | INTERFACE_FLAG.GONE };
+  return [
+    ...programSteps(around, observed),
+    stateStep(around, entry.ifindex, "down"),
+    ...(isGone(entry) ? [] : [entryStep(around.tables, entry, gone)]),
+  ];
 }
 
-function removeUnusedBridges(tables: Tables): void {
+function programSteps(
+  { instance, netlink }: Surroundings,
+  { entry, attachments, link }: ObservedInterface,
+): Step[] {
+  const { ifindex, flags } = entry;
+  const programs = attachments.map(({ role, hook, alive }): Step => {
+    const place = { ifindex, role, hook };
+    const isThere = alive && link !== undefined;
+    return {
+      done: null,
+      do: () => detachAt(instance, place),
+      undo: isThere ? () => attachAt(instance, place) : nothing,
+    };
+  });
+  if ((flags & INTERFACE_FLAG.QDISC_OURS) === 0 || link === undefined) return programs;
+  let removed = false;
+  const qdisc: Step = {
+    done: null,
+    do: () => {
+      removed = removeQdiscIfEmpty(netlink, ifindex);
+    },
+    undo: () => {
+      if (removed) clsact.create(ifindex);
+    },
+  };
+  return [...programs, qdisc];
+}
+
+function entryStep(tables: Tables, entry: InterfaceEntry, to: InterfaceEntry | undefined): Step {
+  return {
+    done: null,
+    do: () => {
+      if (to) tables.interfaces.set(entry.ifindex, to);
+      else tables.interfaces.delete(entry.ifindex);
+    },
+    undo: () => tables.interfaces.set(entry.ifindex, entry),
+  };
+}
+
+/** What the slot has. */
+function rowSteps(tables: Tables, { entry: { slot }, budget, egress }: ObservedInterface): Step[] {
+  const tap = tables.taps.get(slot)!;
+  return [
+    {
+      done: null,
+      do: () => tables.egressDevices.delete(slot),
+      undo: () => {
+        if (egress !== undefined) tables.egressDevices.set(slot, egress);
+      },
+    },
+    {
+      done: null,
+      do: () => tables.budgets.set(slot, {}),
+      undo: () => tables.budgets.set(slot, budget),
+    },
+    { done: null, do: () => tables.taps.set(slot, {}), undo: () => tables.taps.set(slot, tap) },
+  ];
+}
+
+/** The bridges of taps that are no longer there. */
+export function bridgeSteps(tables: Tables, unused: readonly InterfaceEntry[]): Step[] {
+  return unused.map((entry) => entryStep(tables, entry, undefined));
+}
+
+/** Entries of bridges that no tap has any more. */
+export function unusedBridges(tables: Tables): InterfaceEntry[] {
   const entries = tables.interfaces.list();
-  const used = new Set(entries.filter((entry) => entry.role === ROLE.TAP).map((entry) => entry.l3_ifindex));
-  for (const entry of entries) {
-    if (entry.role === ROLE.BRIDGE && !used.has(entry.l3_ifindex)) tables.interfaces.delete(entry.ifindex);
-  }
+  const used = new Set(entries.filter(({ role }) => role === ROLE.TAP).map((entry) => entry.l3_ifindex));
+  return entries.filter((entry) => entry.role === ROLE.BRIDGE && !used.has(entry.l3_ifindex));
 }
 
-/**
- * Removes the entries and pins of interfaces that are gone, and what an interrupted change left. Returns those
- * entries, by ifindex.
- */
-export function cleanUp(around: Surroundings): Map<number, InterfaceEntry> {
-  const { instance, tables, netlink } = around;
-  finishInterrupted(instance);
-  const links = new Map(netlink.links().map((link) => [link.ifindex, link]));
-  const gone: InterfaceEntry[] = [];
-  for (const entry of tables.interfaces.list()) {
-    const link = links.get(entry.ifindex);
-    if (!isAttached(entry)) {
-      if (!link) tables.interfaces.delete(entry.ifindex);
-      continue;
-    }
-    const attachments = link ? attachmentsOn(instance, entry.ifindex, link.xdp?.mode ?? null) : [];
-    const replaced = attachments.length > 0 && attachments.every((attachment) => !attachment.alive);
-    if (!link || replaced) gone.push(entry);
-  }
-  for (const entry of gone) detachInterface(around, entry);
-  const known = new Set(
-    tables.interfaces
-      .list()
-      .filter(isAttached)
-      .map((entry) => entry.ifindex),
-  );
-  for (const link of pinnedLinks(instance)) {
-    if (!known.has(link.ifindex)) detachLink(instance, link.name);
-  }
-  forgetVmsWithoutTap(tables, known);
-  return new Map(gone.map((entry) => [entry.ifindex, entry]));
+/** When interfaces have gone or were taken out. */
+export function forgetVms(tables: Tables): void {
+  const taps = tables.interfaces.list().filter(({ role }) => role === ROLE.TAP);
+  forgetVmsWithoutTap(tables, new Set(taps.map(({ ifindex }) => ifindex)));
 }
+
+// What was left
 
 /** A link that was attached beside the old one: takes its place if that is gone, else goes itself. */
-function finishInterrupted(instance: Instance): void {
-  const names = new Set(instance.linkNames());
-  for (const { name, role, ifindex, unfinished } of pinnedLinks(instance)) {
-    if (!unfinished) continue;
+export function unfinishedSteps({ instance }: Surroundings, { name, role, ifindex }: PinnedLink): Step[] {
+  const finish = (): void => {
+    const names = new Set(pinnedLinks(instance).map((link) => link.name));
     if (names.has(linkName(role, ifindex))) detachLink(instance, name);
     else finishLink(instance, role, ifindex);
-  }
+  };
+  return [{ done: null, do: finish, undo: nothing }];
+}
+
+export function strayLinkSteps({ instance }: Surroundings, { name }: PinnedLink): Step[] {
+  return [{ done: null, do: () => detachLink(instance, name), undo: nothing }];
+}
+
+/** Of ours, at our place, and nobody's any more. */
+export function strayFilterSteps({ instance, netlink }: Surroundings, { ifindex }: StrayFilter): Step[] {
+  const remove = (): void => {
+    detachAt(instance, { ifindex, role: "tap", hook: "clsact" });
+    removeQdiscIfEmpty(netlink, ifindex);
+  };
+  return [{ done: null, do: remove, undo: nothing }];
 }

@@ -1,92 +1,156 @@
 // SPDX-License-Identifier: Apache-2.0
-// The last hops of one interface, when it is attached or detached.
+// The last hops of one interface: when it is attached, detached, or returns as another.
 
-import { formatMac } from "../addresses.ts";
-import { aliasState, type LastHopTables } from "../tables/index.ts";
+import { joinLastHop, splitLastHop } from "../abi/codec.ts";
+import { LAST_HOP_DROP, LAST_HOP_ROUTE, ORIGIN } from "../abi/layout.gen.ts";
+import {
+  type LastHopRecord,
+  type LastHopTables,
+  NOBODY,
+  ownerOf,
+  ownership,
+  successorOf,
+} from "../tables/index.ts";
+import { isEthernet, keysOf, type LastHopKey, type Survey, surveyLastHops } from "./lastHopSurvey.ts";
+import { atOnce } from "./pieces.ts";
 
-interface OwnLastHop {
-  index: number;
-  key: Parameters<LastHopTables["keys"]["delete"]>[0];
-  generation: number;
-  slot: number;
-  sourceMac: Buffer;
-  state: ReturnType<typeof aliasState>["state"];
+/** Those of this interface that frames lead to, and what leads there. */
+function keyedLastHops(
+  tables: LastHopTables,
+  ifindex: number,
+  survey = atOnce(surveyLastHops(tables)),
+): Map<number, LastHopKey[]> {
+  return atOnce(keysOf(tables, (index) => isOf(survey, index, ifindex)));
 }
 
-/** Those that frames of this interface lead to. */
-function lastHopsOf(tables: LastHopTables, ifindex: number, only?: readonly number[]): OwnLastHop[] {
-  const found: OwnLastHop[] = [];
-  for (const [key, index] of tables.keys.entries()) {
-    if (key.ifindex !== ifindex || (only && !only.includes(index))) continue;
-    const record = tables.records.get(index);
-    const alias = tables.aliases.get(index);
-    if (!record || alias === undefined || record.ifindex !== ifindex) continue;
-    const { state } = aliasState(index, alias);
-    found.push({
-      index,
-      key,
-      generation: record.generation,
-      slot: record.slot,
-      sourceMac: record.source_mac,
-      state,
-    });
-  }
-  return found;
-}
-
-/** The slot that the interface's records name, if it was attached before. */
-export function formerSlot(tables: LastHopTables, ifindex: number): number | undefined {
-  return lastHopsOf(tables, ifindex)[0]?.slot;
-}
-
-/** Every slot that a record names which frames can still lead to. */
-export function slotsInUse(tables: LastHopTables): Set<number> {
-  const slots = new Set<number>();
-  for (const [, index] of tables.keys.entries()) {
-    const slot = tables.records.get(index)?.slot;
-    if (slot) slots.add(slot);
-  }
-  return slots;
+function isOf(survey: Survey, index: number, ifindex: number): boolean {
+  return isEthernet(survey.kinds[index]) && survey.ifindexes[index] === ifindex;
 }
 
 /**
- * The replies of its flows take the VM's own route. Returns the indices that were up; `only` these are looked at.
+ * The replies of all flows that use a record of this interface take the VM's own route, whichever index they name.
+ * Returns the indices that did not before; `only` these are looked at.
  */
 export function markRoute(tables: LastHopTables, ifindex: number, only?: readonly number[]): number[] {
-  const up = lastHopsOf(tables, ifindex, only).filter((lastHop) => lastHop.state === "up");
-  for (const { index, generation } of up) tables.setAlias(index, generation, "route");
-  return up.map(({ index }) => index);
+  const survey = atOnce(surveyLastHops(tables));
+  const marked: number[] = [];
+  for (const index of only ?? indices(survey)) {
+    const { generation, index: target } = splitLastHop(survey.aliases[index] ?? 0);
+    if (generation === 0 || !isOf(survey, target, ifindex)) continue;
+    tables.setAlias(index, generation, "route");
+    marked.push(index);
+  }
+  return marked;
 }
 
 /** Takes markRoute back. Returns the indices that are up again. */
 export function markUp(tables: LastHopTables, ifindex: number, only?: readonly number[]): number[] {
-  const down = lastHopsOf(tables, ifindex, only).filter((lastHop) => lastHop.state === "route");
-  for (const { index, generation } of down) tables.setAlias(index, generation, index);
-  return down.map(({ index }) => index);
+  const survey = atOnce(surveyLastHops(tables));
+  const marked: number[] = [];
+  for (const index of only ?? indices(survey)) {
+    const { generation, index: target } = splitLastHop(survey.aliases[index] ?? 0);
+    if (generation === 0 || target !== LAST_HOP_ROUTE) continue;
+    const home = homeOf(tables, index);
+    if (!isOf(survey, home, ifindex)) continue;
+    tables.setAlias(index, generation, home);
+    marked.push(index);
+  }
+  return marked;
+}
+
+function* indices({ used }: Survey): Generator<number> {
+  for (let index = 0; index < used; index++) yield index;
+}
+
+/** The record that an index stands for while nothing is down: itself, or what took its place. */
+export function homeOf(tables: LastHopTables, index: number): number {
+  const record = tables.records.get(index);
+  const successor = record ? successorOf(record) : 0;
+  if (!isLive(tables, successor)) return index;
+  return splitLastHop(successor).index;
+}
+
+/** Whether a reference is that of a record in use. */
+export function isLive(tables: LastHopTables, reference: number): boolean {
+  const { generation, index } = splitLastHop(reference);
+  const record = generation === 0 ? undefined : tables.records.get(index);
+  return record !== undefined && isEthernet(record.kind) && record.generation === generation;
+}
+
+export interface RemapTarget {
+  ifindex: number;
+  slot: number;
+  /** What the host's frames come from there. */
+  sourceMac: Buffer;
 }
 
 /**
- * Records never change, so those made when the interface had another slot or the host another MAC are let go:
- * frames find no key and make new ones, flows find no record and learn anew. Returns their indices, to be given
- * back when no packet can still be using the record.
+ * An interface has returned under another index, or its slot or the host's MAC have changed. Records never change,
+ * so each gets a new one; keys of the new index lead there, and the old index stands for it: all of its flows follow
+ * by that one write. What stood for the old record is repointed too. Last hops of a device that is down stay so.
+ * Returns how many there were. Those for which no index is left lose their keys: their flows heal with the next
+ * request.
  */
-export function forgetOutdated(
-  tables: LastHopTables,
-  ifindex: number,
-  slot: number,
-  hostMac: string,
-): number[] {
-  const outdated = lastHopsOf(tables, ifindex).filter(
-    (lastHop) => lastHop.slot !== slot || formatMac(lastHop.sourceMac) !== hostMac,
-  );
-  for (const { index, key } of outdated) {
-    tables.keys.delete(key);
-    tables.aliases.set(index, 0);
+export function remapLastHops(tables: LastHopTables, fromIfindex: number, to: RemapTarget): number {
+  const survey = atOnce(surveyLastHops(tables));
+  const successors = new Map<number, number>();
+  for (const [index, keys] of keyedLastHops(tables, fromIfindex, survey)) {
+    const record = tables.records.get(index);
+    if (!record || isRecordOf(record, to)) continue;
+    const made = tables.create(remapped(record, to));
+    if (made && isDownByDevice(record, survey.aliases[index]!)) {
+      tables.setAlias(made.index, made.generation, splitLastHop(survey.aliases[index]!).index);
+    }
+    for (const key of keys) {
+      if (made) tables.keys.set({ ...key, ifindex: to.ifindex }, made.index);
+      if (!made || to.ifindex !== fromIfindex) tables.keys.delete(key);
+    }
+    if (made) successors.set(index, joinLastHop(made.generation, made.index));
   }
-  return outdated.map(({ index }) => index);
+  repoint(tables, survey, successors);
+  return successors.size;
 }
 
-/** What counts against the interface's budget. */
+function isRecordOf(record: LastHopRecord, to: RemapTarget): boolean {
+  return record.ifindex === to.ifindex && record.slot === to.slot && record.source_mac.equals(to.sourceMac);
+}
+
+function remapped(record: LastHopRecord, { ifindex, slot, sourceMac }: RemapTarget) {
+  return { ...record, ifindex, slot, source_mac: sourceMac, reserved: ownership(ownerOf(record)) };
+}
+
+function isDownByDevice(record: LastHopRecord, alias: number): boolean {
+  const { index } = splitLastHop(alias);
+  return ownerOf(record) !== NOBODY && (index === LAST_HOP_ROUTE || index === LAST_HOP_DROP);
+}
+
+/** Whoever stands for, or only uses, a record with a successor. */
+function repoint(tables: LastHopTables, survey: Survey, successors: ReadonlyMap<number, number>): void {
+  if (successors.size === 0) return;
+  for (const index of indices(survey)) {
+    const { generation, index: target } = splitLastHop(survey.aliases[index]!);
+    if (generation === 0) continue;
+    const record = tables.records.get(index)!;
+    const home = target === index ? index : homeOf(tables, index);
+    const successor = successors.get(home);
+    if (successor !== undefined) {
+      tables.records.set(index, { ...record, reserved: ownership(ownerOf(record), successor) });
+      const stays = target !== home && (target !== LAST_HOP_ROUTE || ownerOf(record) !== NOBODY);
+      if (!stays) tables.setAlias(index, generation, splitLastHop(successor).index);
+    }
+    // That of a device that is down, on the record of another.
+    const used = target === home ? undefined : successors.get(target);
+    if (used !== undefined) tables.setAlias(index, generation, splitLastHop(used).index);
+  }
+}
+
+/** What counts against the interface's budget: those that were learned. */
 export function countLastHops(tables: LastHopTables, ifindex: number): number {
-  return lastHopsOf(tables, ifindex).length;
+  const survey = atOnce(surveyLastHops(tables));
+  let count = 0;
+  for (const index of indices(survey)) {
+    if (isOf(survey, index, ifindex) && survey.keys[index]! > 0 && survey.origins[index] === ORIGIN.LEARNED)
+      count++;
+  }
+  return count;
 }

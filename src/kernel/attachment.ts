@@ -2,12 +2,14 @@
 // Our programs on interfaces: what is there, put it there, take it away. A TCX or XDP program is held by a
 // pinned link, links/ROLE-IFINDEX; a clsact filter holds itself.
 
-import { existsSync, renameSync } from "node:fs";
+import { type Dirent, existsSync, readdirSync, readFileSync, renameSync } from "node:fs";
+import { join } from "node:path";
 import { TC_FILTER } from "../config/defaults.ts";
 import { BpfLink, type BpfProgram, clsact, isErrno } from "../libbpf/index.ts";
-import { type Instance, unpin } from "./instance.ts";
+import { type Instance, programIds, unpin } from "./instance.ts";
 import type { Netlink } from "./netlink.ts";
-import { TC_PARENT_EGRESS, TC_PARENT_INGRESS } from "./rtnetlink.ts";
+import { pinPathError } from "./pinRoot.ts";
+import { type Filter, TC_PARENT_EGRESS, TC_PARENT_INGRESS } from "./rtnetlink.ts";
 
 export type AttachmentRole = "uplink" | "tap";
 export type AttachmentHook = "xdp_native" | "xdp_generic" | "tcx" | "clsact";
@@ -35,10 +37,16 @@ export function linkName(role: AttachmentRole, ifindex: number): string {
   return `${role}-${ifindex}`;
 }
 
+export interface PinnedLink {
+  name: string;
+  role: AttachmentRole;
+  ifindex: number;
+  /** It was attached beside an old one. */
+  unfinished: boolean;
+}
+
 /** The links that an instance has pinned, also those that an interrupted change left. */
-export function pinnedLinks(
-  instance: Instance,
-): { name: string; role: AttachmentRole; ifindex: number; unfinished: boolean }[] {
+export function pinnedLinks(instance: Instance): PinnedLink[] {
   return instance.linkNames().flatMap((name) => {
     const match = LINK_NAME.exec(name);
     if (!match) return [];
@@ -63,16 +71,91 @@ export function programFor(instance: Instance, role: AttachmentRole, hook: Attac
 export function attachmentsOn(instance: Instance, ifindex: number, xdpMode: string | null): Attachment[] {
   const found: Attachment[] = [];
   for (const role of ROLES) {
-    const path = instance.linkPath(linkName(role, ifindex));
-    if (!existsSync(path)) continue;
-    using link = BpfLink.openPinned(path);
-    const info = link.info();
-    const hook = info.type === "tcx" ? "tcx" : xdpMode === "generic" ? "xdp_generic" : "xdp_native";
-    found.push({ role, hook, programId: info.programId, alive: info.ifindex === ifindex });
+    const name = linkName(role, ifindex);
+    if (existsSync(instance.linkPath(name))) {
+      found.push(linkAttachment(instance, { name, role, ifindex }, xdpMode));
+    }
   }
   const filter = ourFilter(instance, ifindex);
   if (filter) found.push({ ...filter, hook: "clsact", alive: true });
   return found;
+}
+
+/** A pinned link as an attachment; `xdpMode` of the interface. */
+export function linkAttachment(
+  instance: Instance,
+  { name, role, ifindex }: Pick<PinnedLink, "name" | "role" | "ifindex">,
+  xdpMode: string | null,
+): Attachment {
+  using link = BpfLink.openPinned(instance.linkPath(name));
+  const info = link.info();
+  const hook = info.type === "tcx" ? "tcx" : xdpMode === "generic" ? "xdp_generic" : "xdp_native";
+  return { role, hook, programId: info.programId, alive: info.ifindex === ifindex };
+}
+
+/** The clsact filters at the place of ours, whosever they are, by ifindex. */
+export function filtersAtOurPlace(netlink: Netlink): Map<number, Filter> {
+  const { handle, priority } = TC_FILTER;
+  const found = new Map<number, Filter>();
+  for (const { ifindex, kind } of netlink.qdiscs()) {
+    if (kind !== "clsact") continue;
+    const filters = netlink.filters(ifindex, TC_PARENT_INGRESS);
+    const ours = filters.find((filter) => filter.handle === handle && filter.priority === priority);
+    if (ours) found.set(ifindex, ours);
+  }
+  return found;
+}
+
+/** Whether a filter runs a program of some instance of lasthop: libbpf names filters `PROGRAM:[ID]`. */
+export function hasOurName({ name }: Pick<Filter, "name">): boolean {
+  return /^(?:learn_tc|reply_tc)(?::\[\d+\])?$/.test(name ?? "");
+}
+
+const INSTANCE_PATTERN = /^v\d+-[0-9a-f]+$/;
+/** Pin roots are no deeper than this in a bpf file system. */
+const DEPTH_MAX = 6;
+
+/**
+ * Ids of the programs of all instances that are pinned in a bpf file system of this mount namespace. A program that
+ * is not among them has lost its pins: the file system was mounted anew.
+ */
+export function pinnedProgramIds(): Set<number> {
+  const ids = new Set<number>();
+  const visit = (directory: string, depth: number): void => {
+    for (const entry of directoryEntries(directory)) {
+      if (!entry.isDirectory() || depth > DEPTH_MAX) continue;
+      if (INSTANCE_PATTERN.test(entry.name)) {
+        for (const id of programIds(directory, entry.name)) ids.add(id);
+      } else {
+        visit(join(directory, entry.name), depth + 1);
+      }
+    }
+  };
+  for (const directory of bpfMounts()) visit(directory, 1);
+  return ids;
+}
+
+function directoryEntries(directory: string): Dirent[] {
+  try {
+    return readdirSync(directory, { withFileTypes: true });
+  } catch (error) {
+    throw pinPathError(`cannot read ${directory}`, error);
+  }
+}
+
+/** Where bpf file systems are mounted (proc(5), /proc/PID/mountinfo). */
+function bpfMounts(): string[] {
+  const lines = readFileSync("/proc/self/mountinfo", "utf8").split("\n");
+  const paths = lines.flatMap((line) => {
+    const [mount = "", source = ""] = line.split(" - ");
+    return source.startsWith("bpf ") ? [unescapeMount(mount.split(" ")[4]!)] : [];
+  });
+  // What is mounted over is no longer there.
+  return [...new Set(paths)].filter((path) => existsSync(path));
+}
+
+function unescapeMount(path: string): string {
+  return path.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
 }
 
 /** Our clsact filter: at its place, and with one of our programs. */
@@ -86,11 +169,18 @@ export function ourFilter(
   return role && { role, programId };
 }
 
-/** Attaches and, if it is a link, pins it under its name and `suffix`. The clsact qdisc is there already. */
-export function attachAt(instance: Instance, { ifindex, role, hook }: Place, suffix = ""): void {
+/**
+ * Attaches and, if it is a link, pins it under its name and `suffix`. The clsact qdisc is there already; `replace`: so
+ * is a filter that an instance of which nothing else is left has left there.
+ */
+export function attachAt(
+  instance: Instance,
+  { ifindex, role, hook }: Place,
+  { suffix = "", replace = false } = {},
+): void {
   const program = programFor(instance, role, hook);
   if (hook === "clsact") {
-    clsact.attach({ ifindex, direction: "ingress", ...TC_FILTER, program });
+    clsact.attach({ ifindex, direction: "ingress", ...TC_FILTER, program, replace });
     return;
   }
   // Not pinned, the link goes with its descriptor.
@@ -101,8 +191,8 @@ export function attachAt(instance: Instance, { ifindex, role, hook }: Place, suf
   link.pin(instance.linkPath(linkName(role, ifindex) + suffix));
 }
 
-/** Exchanges the program of one role for that of the other, without a gap. */
-export function changeRole(instance: Instance, { ifindex, role, hook }: Place, to: AttachmentRole): void {
+/** Exchanges the program for that of the other role, or for the one that is pinned now, without a gap. */
+export function changeProgram(instance: Instance, { ifindex, role, hook }: Place, to: AttachmentRole): void {
   const program = programFor(instance, to, hook);
   if (hook === "clsact") {
     clsact.attach({ ifindex, direction: "ingress", ...TC_FILTER, program, replace: true });
@@ -111,13 +201,27 @@ export function changeRole(instance: Instance, { ifindex, role, hook }: Place, t
   const from = instance.linkPath(linkName(role, ifindex));
   using link = BpfLink.openPinned(from);
   link.update(program);
-  renameSync(from, instance.linkPath(linkName(to, ifindex)));
+  if (to !== role) rename(from, instance.linkPath(linkName(to, ifindex)));
 }
 
 /** The link that was pinned beside the old one takes its name. */
 export function finishLink(instance: Instance, role: AttachmentRole, ifindex: number): void {
   const name = linkName(role, ifindex);
-  renameSync(instance.linkPath(name + NEW_SUFFIX), instance.linkPath(name));
+  rename(instance.linkPath(name + NEW_SUFFIX), instance.linkPath(name));
+}
+
+/** Takes finishLink back. */
+export function reopenLink(instance: Instance, role: AttachmentRole, ifindex: number): void {
+  const name = linkName(role, ifindex);
+  rename(instance.linkPath(name), instance.linkPath(name + NEW_SUFFIX));
+}
+
+function rename(from: string, to: string): void {
+  try {
+    renameSync(from, to);
+  } catch (error) {
+    throw pinPathError(`cannot rename ${from}`, error);
+  }
 }
 
 /** Nothing happens if it is gone already. */

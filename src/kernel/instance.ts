@@ -3,18 +3,16 @@
 
 import { existsSync, renameSync, rmSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { decode, encode, secondsToTicks, sizeOf } from "../abi/codec.ts";
-import { ABI_VERSION, LAYOUT_HASH, TIMEOUT } from "../abi/layout.gen.ts";
+import { TIMEOUT } from "../abi/layout.gen.ts";
 import { RELEARN_DAMPING_SECONDS, TIMEOUT_SECONDS } from "../config/defaults.ts";
 import { LasthopError } from "../errors.ts";
 import { BpfMap, BpfObject, BpfProgram } from "../libbpf/index.ts";
+import { ABI_NAME, objectPath, thisBuild, writeIdentity, writeLayout } from "./build.ts";
 import { jiffiesClock } from "./clock.ts";
 import { makeDirectories, namesIn, noTables, pinPathError, removeIfEmpty, requireBpffs } from "./pinRoot.ts";
 import { netnsInode, netnsPath, requireCapabilities } from "./probe.ts";
 
-/** Names the layout of the tables in the pin path. */
-export const ABI_NAME = `v${ABI_VERSION}-${LAYOUT_HASH}`;
 const ABI_PATTERN = /^v\d+-[0-9a-f]+$/;
 /** An instance in the making; never opened, removed by the next who makes one. */
 const NEW_NAME = `${ABI_NAME}_new`;
@@ -26,6 +24,8 @@ const KINDS = ["links", "programs", "maps"] as const;
 export interface CreateOptions {
   /** Sizes other than the object's, by table. */
   maxEntries?: Readonly<Record<string, number>>;
+  /** Also where another version's tables are, to take them over. */
+  beside?: boolean;
 }
 
 export class Instance {
@@ -110,9 +110,7 @@ function refuseOtherVersions(pinRoot: string): void {
     "E_ABI",
     `the tables in ${pinRoot} are of another version of lasthop (${others.join(", ")}; this one is ${ABI_NAME})`,
     {
-      hint:
-        "Use that version, or remove its tables and links: `lasthop detach --all --purge` " +
-        "(all flows are forgotten and every interface is detached).",
+      hint: "`lasthop upgrade` takes them over, with every flow; `lasthop detach --all --purge` removes them.",
     },
   );
 }
@@ -154,21 +152,10 @@ function netnsError(pinRoot: string, hint: string): LasthopError {
   });
 }
 
-/** Of this build: beside the compiled modules, or in dist/ when the sources run. */
-export function objectPath(): string {
-  const candidates = ["../bpf/lasthop.bpf.o", "../../dist/bpf/lasthop.bpf.o"];
-  const paths = candidates.map((path) => fileURLToPath(new URL(path, import.meta.url)));
-  const found = paths.find((path) => existsSync(path));
-  if (found !== undefined) return found;
-  throw new LasthopError("E_LOAD", `the compiled BPF object is missing (${paths[0]})`, {
-    hint: "In a source tree: `make build`. Otherwise install the package again.",
-  });
-}
-
 /** Loads and pins everything; on failure nothing remains. The caller has the lock and has made the pin root. */
 export function createInstance(pinRoot: string, options: CreateOptions = {}): Instance {
   requireBpffs(pinRoot);
-  refuseOtherVersions(pinRoot);
+  if (!options.beside) refuseOtherVersions(pinRoot);
   removeUnfinished(pinRoot);
   const instance = new Instance(pinRoot);
   const making = join(pinRoot, NEW_NAME);
@@ -176,6 +163,8 @@ export function createInstance(pinRoot: string, options: CreateOptions = {}): In
   try {
     object.load();
     writeControl(object.map("control"), object.program("read_clock"));
+    writeIdentity(object.map("identity"), thisBuild());
+    writeLayout(object.map("layout"));
     for (const kind of KINDS) makeDirectories(join(making, kind));
     // The compiler's own maps (.rodata, .bss) have a dot in their names, which bpffs refuses; programs hold them.
     for (const name of object.mapNames().filter((name) => !name.includes("."))) {
@@ -239,4 +228,5 @@ export function unpin(path: string): boolean {
     throw pinPathError(`cannot unpin ${path}`, error);
   }
 }
+export { ABI_NAME, objectPath } from "./build.ts";
 export { withLock } from "./pinRoot.ts";

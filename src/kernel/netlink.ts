@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Questions to rtnetlink, one at a time: request, all datagrams of the answer, done. The socket belongs to
-// the network namespace in which it was opened. Events would be another NetlinkSocket with groups, decoded
-// by the same functions of rtnetlink.ts.
+// the network namespace in which it was opened. Events come in another, netlinkEvents.ts.
 
 import { LasthopError } from "../errors.ts";
 import { ERRNO, errnoText } from "../libc/errno.ts";
@@ -19,7 +18,10 @@ import {
 import {
   type Address,
   addressesRequest,
+  askNeighbourRequest,
+  type Bridge,
   decodeAddress,
+  decodeBridge,
   decodeFdbEntry,
   decodeFilter,
   decodeLink,
@@ -28,11 +30,13 @@ import {
   decodeRoute,
   type FdbEntry,
   type Filter,
+  fdbPort,
   fdbRequest,
   filtersRequest,
   type Link,
   linkRequest,
   type Neighbour,
+  type NeighbourQuestion,
   neighboursRequest,
   type Qdisc,
   qdiscsRequest,
@@ -44,12 +48,17 @@ import {
   RTM_NEWQDISC,
   RTM_NEWROUTE,
   RTM_NEWTFILTER,
+  refreshFdbRequest,
   routeRequest,
 } from "./rtnetlink.ts";
 
 /** A table that changes all the time is read so often before we give up. */
 const DUMP_ATTEMPTS = 5;
 const IFNAMSIZ = 16;
+const PORT_GONE: ReadonlySet<number> = new Set([ERRNO.ENODEV, ERRNO.EINVAL, ERRNO.EOPNOTSUPP]);
+
+/** No such interface or entry, the interface is down, or the entry has no MAC. */
+const NOT_ASKED: ReadonlySet<number> = new Set([ERRNO.ENODEV, ERRNO.ENOENT, ERRNO.ENETDOWN, ERRNO.EINVAL]);
 
 /** The kernel refused a request; `errno` is positive. */
 export class NetlinkError extends LasthopError {
@@ -75,16 +84,18 @@ export class Netlink {
 
   /** By index, name or alternative name. */
   link(which: number | string): Link | undefined {
-    if (typeof which === "string" && (which === "" || Buffer.byteLength(which) >= IFNAMSIZ)) return undefined;
-    const wanted = typeof which === "number" ? { ifindex: which } : { name: which };
-    try {
-      return decodeLink(
-        this.#get(`look up interface ${which}`, RTM_NEWLINK, (sequence) => linkRequest(sequence, wanted)),
-      );
-    } catch (error) {
-      if (error instanceof NetlinkError && error.errno === ERRNO.ENODEV) return undefined;
-      throw error;
-    }
+    const payload = this.#linkPayload(which);
+    return payload && decodeLink(payload);
+  }
+
+  bridges(): Bridge[] {
+    return this.#dump("list bridges", RTM_NEWLINK, decodeBridge, (sequence) => linkRequest(sequence, "all"));
+  }
+
+  /** Undefined if it is gone, or no bridge. */
+  bridge(ifindex: number): Bridge | undefined {
+    const payload = this.#linkPayload(ifindex);
+    return (payload && decodeBridge(payload)) ?? undefined;
   }
 
   addresses(): Address[] {
@@ -96,9 +107,45 @@ export class Netlink {
     return ifindex === undefined ? all : all.filter((neighbour) => neighbour.ifindex === ifindex);
   }
 
-  /** Forwarding entries of all bridges. */
-  fdb(): FdbEntry[] {
-    return this.#dump("list bridge forwarding entries", RTM_NEWNEIGH, decodeFdbEntry, fdbRequest);
+  /**
+   * Has the kernel ask for an address, without waiting for the answer; see askNeighbourRequest. False if the
+   * interface is gone or down, or nothing is known of the address that could be verified or forgotten.
+   */
+  askNeighbour(ifindex: number, address: string, question: NeighbourQuestion): boolean {
+    try {
+      this.#ask(
+        `${question} the neighbour ${address}`,
+        (sequence) => askNeighbourRequest(sequence, ifindex, address, question),
+        false,
+      );
+      return true;
+    } catch (error) {
+      if (error instanceof NetlinkError && NOT_ASKED.has(error.errno)) return false;
+      throw error;
+    }
+  }
+
+  /** Forwarding entries of all bridges, or those of some ports. */
+  fdb(ports?: ReadonlySet<number>): FdbEntry[] {
+    const decode = (payload: Buffer): FdbEntry | null =>
+      ports && !ports.has(fdbPort(payload)) ? null : decodeFdbEntry(payload);
+    return this.#dump("list bridge forwarding entries", RTM_NEWNEIGH, decode, fdbRequest);
+  }
+
+  /** Makes a forwarding entry as young as a frame from there would; false if the port is gone. */
+  refreshFdb(entry: Pick<FdbEntry, "ifindex" | "mac" | "vlan">): boolean {
+    try {
+      this.#ask(
+        `refresh the forwarding entry of ${entry.mac}`,
+        (sequence) => refreshFdbRequest(sequence, entry),
+        false,
+      );
+      return true;
+    } catch (error) {
+      // Gone, no longer a port of a bridge, or no longer in that VLAN.
+      if (error instanceof NetlinkError && PORT_GONE.has(error.errno)) return false;
+      throw error;
+    }
   }
 
   /** What the kernel would do with a packet; refused as unreachable it throws NetlinkError. */
@@ -110,9 +157,9 @@ export class Netlink {
     );
   }
 
-  qdiscs(ifindex: number): Qdisc[] {
+  qdiscs(ifindex?: number): Qdisc[] {
     const all = this.#dump("list qdiscs", RTM_NEWQDISC, decodeQdisc, qdiscsRequest);
-    return all.filter((qdisc) => qdisc.ifindex === ifindex);
+    return ifindex === undefined ? all : all.filter((qdisc) => qdisc.ifindex === ifindex);
   }
 
   /** Empty when there is no such qdisc. */
@@ -134,6 +181,19 @@ export class Netlink {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  #linkPayload(which: number | string): Buffer | undefined {
+    if (typeof which === "string" && (which === "" || Buffer.byteLength(which) >= IFNAMSIZ)) return undefined;
+    const wanted = typeof which === "number" ? { ifindex: which } : { name: which };
+    try {
+      return this.#get(`look up interface ${which}`, RTM_NEWLINK, (sequence) =>
+        linkRequest(sequence, wanted),
+      );
+    } catch (error) {
+      if (error instanceof NetlinkError && error.errno === ERRNO.ENODEV) return undefined;
+      throw error;
+    }
   }
 
   #get(what: string, type: number, request: (sequence: number) => Buffer): Buffer {

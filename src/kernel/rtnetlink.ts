@@ -2,24 +2,30 @@
 // What rtnetlink says about links, addresses, neighbours, routes, qdiscs and filters: bytes to values.
 // Pure, so that events can be decoded by the same functions as dumps.
 
-import { formatAddress, formatMac, parseAddress } from "../addresses.ts";
+import { formatAddress, formatMac, parseAddress, parseMac } from "../addresses.ts";
 import {
   type Attributes,
   attributeText,
   decodeAttributes,
   encodeMessage,
   type NetlinkAttribute,
+  NLM_F_ACK,
+  NLM_F_CREATE,
   NLM_F_DUMP,
+  NLM_F_REPLACE,
   NLM_F_REQUEST,
 } from "./netlinkMessage.ts";
 
 export const RTM_NEWLINK = 16;
+export const RTM_DELLINK = 17;
 const RTM_GETLINK = 18;
 export const RTM_NEWADDR = 20;
+export const RTM_DELADDR = 21;
 const RTM_GETADDR = 22;
 export const RTM_NEWROUTE = 24;
 const RTM_GETROUTE = 26;
 export const RTM_NEWNEIGH = 28;
+export const RTM_DELNEIGH = 29;
 const RTM_GETNEIGH = 30;
 export const RTM_NEWQDISC = 36;
 const RTM_GETQDISC = 38;
@@ -27,7 +33,7 @@ export const RTM_NEWTFILTER = 44;
 const RTM_GETTFILTER = 46;
 
 const AF_INET = 2;
-const AF_BRIDGE = 7;
+export const AF_BRIDGE = 7;
 const AF_INET6 = 10;
 
 const IFF_UP = 0x1;
@@ -48,8 +54,15 @@ const IFLA_LINK_NETNSID = 37;
 const IFLA_XDP = 43;
 const IFLA_PARENT_DEV_NAME = 56;
 const IFLA_INFO_KIND = 1;
+const IFLA_INFO_DATA = 2;
 const IFLA_INFO_SLAVE_KIND = 4;
 const IFLA_INFO_SLAVE_DATA = 5;
+const IFLA_VLAN_ID = 1;
+const IFLA_BR_FORWARD_DELAY = 1;
+const IFLA_BR_AGEING_TIME = 4;
+const IFLA_BR_STP_STATE = 5;
+/** Ticks of the times that bridges are given in: USER_HZ. */
+const BRIDGE_TICKS_PER_SECOND = 100;
 const IFLA_BRPORT_STATE = 1;
 const IFLA_XDP_ATTACHED = 2;
 const IFLA_XDP_PROG_ID = 4;
@@ -62,7 +75,14 @@ const NDA_DST = 1;
 const NDA_LLADDR = 2;
 const NDA_VLAN = 5;
 const NDA_MASTER = 9;
+const NUD_REACHABLE = 0x02;
+const NUD_PROBE = 0x10;
+const NUD_FAILED = 0x20;
+const NUD_NOARP = 0x40;
 const NUD_PERMANENT = 0x80;
+const NTF_USE = 0x01;
+const NTF_MASTER = 0x04;
+const NTF_EXT_LEARNED = 0x10;
 
 const RTA_DST = 1;
 const RTA_SRC = 2;
@@ -112,6 +132,8 @@ export interface Link {
   linkNetns: number | null;
   xdp: { mode: XdpMode; programId: number | null } | null;
   txQueues: number | null;
+  /** Of a VLAN interface. */
+  vlanId?: number;
 }
 
 export interface Address {
@@ -161,6 +183,14 @@ export interface FdbEntry {
   vlan: number | null;
   /** The bridge's or port's own address. */
   local: boolean;
+  /** The bridge forgets it when it sees no frame from there. */
+  ages?: true;
+}
+
+export interface Bridge {
+  ifindex: number;
+  /** After so long without a frame an address is forgotten; 0: at once. */
+  ageingSeconds: number;
 }
 
 export type RouteType =
@@ -256,6 +286,9 @@ export function decodeLink(payload: Buffer): Link {
   const info = nested(attributes, IFLA_LINKINFO);
   const masterKind = text(info, IFLA_INFO_SLAVE_KIND);
   const port = masterKind === "bridge" ? nested(info, IFLA_INFO_SLAVE_DATA) : null;
+  const kind = text(info, IFLA_INFO_KIND);
+  const vlanId =
+    kind === "vlan" ? nested(info, IFLA_INFO_DATA).get(IFLA_VLAN_ID)?.readUInt16LE(0) : undefined;
   return {
     ifindex: payload.readInt32LE(4),
     name: text(attributes, IFLA_IFNAME) ?? "",
@@ -267,7 +300,7 @@ export function decodeLink(payload: Buffer): Link {
       running: (flags & IFF_RUNNING) !== 0,
       loopback: (flags & IFF_LOOPBACK) !== 0,
     },
-    kind: text(info, IFLA_INFO_KIND),
+    kind,
     lower: u32(attributes, IFLA_LINK),
     master: u32(attributes, IFLA_MASTER),
     masterKind,
@@ -276,7 +309,22 @@ export function decodeLink(payload: Buffer): Link {
     linkNetns: attributes.get(IFLA_LINK_NETNSID)?.readInt32LE(0) ?? null,
     xdp: decodeXdp(nested(attributes, IFLA_XDP)),
     txQueues: u32(attributes, IFLA_NUM_TX_QUEUES),
+    ...(kind === "vlan" && vlanId !== undefined && { vlanId }),
   };
+}
+
+/** Null for a link that is no bridge. */
+export function decodeBridge(payload: Buffer): Bridge | null {
+  const info = nested(decodeAttributes(payload.subarray(16)), IFLA_LINKINFO);
+  if (text(info, IFLA_INFO_KIND) !== "bridge") return null;
+  const data = nested(info, IFLA_INFO_DATA);
+  const ageing = u32(data, IFLA_BR_AGEING_TIME);
+  if (ageing === null) return null;
+  // When spanning tree has found another topology, addresses age by this for a while (br_fdb.c, hold_time).
+  const stp = (u32(data, IFLA_BR_STP_STATE) ?? 0) !== 0;
+  const forwardDelay = u32(data, IFLA_BR_FORWARD_DELAY) ?? ageing;
+  const shortest = stp ? Math.min(ageing, forwardDelay) : ageing;
+  return { ifindex: payload.readInt32LE(4), ageingSeconds: shortest / BRIDGE_TICKS_PER_SECOND };
 }
 
 function decodeXdp(xdp: Attributes): Link["xdp"] {
@@ -319,23 +367,87 @@ export function decodeNeighbour(payload: Buffer): Neighbour | null {
   };
 }
 
+export type NeighbourQuestion = "resolve" | "verify" | "forget";
+
+const QUESTIONS: Readonly<Record<NeighbourQuestion, { state: number; flags: number; create: number }>> = {
+  resolve: { state: 0, flags: NTF_USE, create: NLM_F_CREATE },
+  verify: { state: NUD_PROBE, flags: 0, create: 0 },
+  forget: { state: NUD_FAILED, flags: 0, create: 0 },
+};
+
+/**
+ * Has the kernel find out who has an address. `resolve`: asks everybody unless somebody is known to have it
+ * (`ip neigh replace … use`); `verify`: asks the one that is known (`ip neigh change … nud probe`); `forget`: takes
+ * nobody to have it, so that the next question goes to everybody (`… nud failed`).
+ */
+export function askNeighbourRequest(
+  sequence: number,
+  ifindex: number,
+  address: string,
+  question: NeighbourQuestion,
+): Buffer {
+  const { state, flags, create } = QUESTIONS[question];
+  const destination = addressBytes(address);
+  const header = Buffer.alloc(12);
+  header.writeUInt8(destination.length === 4 ? AF_INET : AF_INET6, 0);
+  header.writeInt32LE(ifindex, 4);
+  header.writeUInt16LE(state, 8);
+  header.writeUInt8(flags, 10);
+  const messageFlags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE | create;
+  return encodeMessage(RTM_NEWNEIGH, messageFlags, sequence, header, [{ type: NDA_DST, value: destination }]);
+}
+
 export function fdbRequest(sequence: number): Buffer {
   const header = Buffer.alloc(12);
   header.writeUInt8(AF_BRIDGE, 0);
   return encodeMessage(RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, sequence, header);
 }
 
+/** The port of an entry, without decoding the rest. */
+export function fdbPort(payload: Buffer): number {
+  return payload.readInt32LE(4);
+}
+
 export function decodeFdbEntry(payload: Buffer): FdbEntry | null {
   const attributes = decodeAttributes(payload.subarray(12));
   const mac = macOf(attributes, NDA_LLADDR);
   if (payload.readUInt8(0) !== AF_BRIDGE || !mac) return null;
+  const state = payload.readUInt16LE(8);
+  const lasts = (state & (NUD_NOARP | NUD_PERMANENT)) !== 0;
+  const external = (payload.readUInt8(10) & NTF_EXT_LEARNED) !== 0;
   return {
     ifindex: payload.readInt32LE(4),
     master: u32(attributes, NDA_MASTER),
     mac,
     vlan: attributes.get(NDA_VLAN)?.readUInt16LE(0) ?? null,
-    local: (payload.readUInt16LE(8) & NUD_PERMANENT) !== 0,
+    local: (state & NUD_PERMANENT) !== 0,
+    ...(!lasts && !external && { ages: true as const }),
   };
+}
+
+/**
+ * As if a frame from the address had come in at the port: its entry is as young as if it were new (`bridge fdb
+ * replace MAC dev PORT master use`). Without a VLAN in every VLAN of the port.
+ */
+export function refreshFdbRequest(
+  sequence: number,
+  { ifindex, mac, vlan }: Pick<FdbEntry, "ifindex" | "mac" | "vlan">,
+): Buffer {
+  const address = parseMac(mac);
+  if (!address) throw new RangeError(`netlink: not a MAC address: ${mac}`);
+  const header = Buffer.alloc(12);
+  header.writeUInt8(AF_BRIDGE, 0);
+  header.writeInt32LE(ifindex, 4);
+  header.writeUInt16LE(NUD_REACHABLE, 8);
+  header.writeUInt8(NTF_USE | NTF_MASTER, 10);
+  const attributes: NetlinkAttribute[] = [{ type: NDA_LLADDR, value: address }];
+  if (vlan !== null) {
+    const id = Buffer.alloc(2);
+    id.writeUInt16LE(vlan);
+    attributes.push({ type: NDA_VLAN, value: id });
+  }
+  const flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+  return encodeMessage(RTM_NEWNEIGH, flags, sequence, header, attributes);
 }
 
 // Routes

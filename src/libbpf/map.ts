@@ -165,6 +165,19 @@ export class BpfMap extends Handle {
     throw bpfError(`cannot delete ${hex(key)} in the map ${this.label}`, result);
   }
 
+  /**
+   * Removes an entry and reads what it was into a buffer of `valueBytes`, both at once; false if it was not there.
+   * Hashes only. (bpf_map_lookup_and_delete_elem)
+   */
+  takeInto(key: Uint8Array, value: Uint8Array): boolean {
+    this.#checkKey(key);
+    this.#checkValue(value);
+    const result = native.bpf_map_lookup_and_delete_elem(this.fd, key, value);
+    if (result >= 0) return true;
+    if (result === -ENOENT) return false;
+    throw bpfError(`cannot take ${hex(key)} from the map ${this.label}`, result);
+  }
+
   /** Appends to a queue or stack. Throws E_BPF: E2BIG if it is full. (bpf_map_update_elem) */
   push(value: Uint8Array): void {
     this.#checkValue(value);
@@ -199,9 +212,10 @@ export class BpfMap extends Handle {
   /**
    * Walks all entries, `chunk` at a time at first: a hash bucket with more entries than that makes it grow.
    * Hashes and arrays only (ENOTSUPP otherwise). The buffers of a step are overwritten by the next. What is
-   * inserted or deleted during the walk may be seen or not; the rest is seen exactly once. (bpf_map_lookup_batch)
+   * inserted or deleted during the walk may be seen or not; the rest is seen exactly once. `first` is where to begin
+   * in an array. (bpf_map_lookup_batch)
    */
-  *batches(chunk: number = DEFAULT_CHUNK): Generator<Batch, void, void> {
+  *batches(chunk: number = DEFAULT_CHUNK, first = 0): Generator<Batch, void, void> {
     let capacity = Math.max(1, Math.min(chunk, this.maxEntries));
     const limit = Math.max(this.maxEntries, DEFAULT_CHUNK) * 2;
     let keys = Buffer.allocUnsafeSlow(capacity * this.keySize);
@@ -210,6 +224,11 @@ export class BpfMap extends Handle {
     let from: Buffer | null = null;
     let next: Buffer = Buffer.alloc(Math.max(this.keySize, 8));
     let spare: Buffer = Buffer.alloc(next.length);
+    if (first > 0) {
+      // Of an array the place is the last key that was seen.
+      from = Buffer.alloc(next.length);
+      from.writeUInt32LE(first - 1);
+    }
     const counter = Buffer.alloc(4);
     // The kernel makes as many buckets as the next power of two.
     const places =
@@ -278,6 +297,25 @@ export class BpfMap extends Handle {
       throw bpfError(`cannot write entry ${done} of ${count} in the map ${this.label}`, result);
     }
     return count;
+  }
+
+  /**
+   * Writes those of the first `count` entries that are not there yet, and returns how many. One call an entry: the
+   * kernel's batches know no BPF_NOEXIST. Throws E_BPF. (bpf_map_update_elem)
+   */
+  insertAll(keys: Uint8Array, values: Uint8Array, count: number): number {
+    this.#checkBatch(keys, count, this.keySize, "keys");
+    this.#checkBatch(values, count, this.valueBytes, "values");
+    let inserted = 0;
+    for (let index = 0; index < count; index++) {
+      const key = keys.subarray(index * this.keySize, (index + 1) * this.keySize);
+      const value = values.subarray(index * this.valueBytes, (index + 1) * this.valueBytes);
+      const result = native.bpf_map_update_elem(this.fd, key, value, BPF_NOEXIST);
+      if (result >= 0) inserted++;
+      else if (result !== -ERRNO.EEXIST)
+        throw bpfError(`cannot write ${hex(key)} in the map ${this.label}`, result);
+    }
+    return inserted;
   }
 
   // A buffer that is too short would let the kernel write over other memory.

@@ -24,7 +24,7 @@ const SIGNATURES = {
   bpf_map__name: ["cstring", ["pointer"]],
   bpf_map__fd: ["i32", ["pointer"]],
   bpf_map__set_max_entries: ["i32", ["pointer", "u32"]],
-  bpf_map__set_pin_path: ["i32", ["pointer", "cstring"]],
+  bpf_map__reuse_fd: ["i32", ["pointer", "i32"]],
   bpf_program__name: ["cstring", ["pointer"]],
   bpf_program__fd: ["i32", ["pointer"]],
   // The second argument is a bool, which travels as an int.

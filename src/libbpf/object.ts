@@ -6,13 +6,11 @@ import { BpfMap } from "./map.ts";
 import { listening, messages } from "./messages.ts";
 import { native } from "./native.ts";
 import { BpfProgram } from "./program.ts";
-import { cString, Struct } from "./struct.ts";
+import { Struct } from "./struct.ts";
 
 export interface OpenOptions {
   /** Sizes other than the object file's, by map name. */
   mapMaxEntries?: Readonly<Record<string, number>>;
-  /** Where maps that ask for pinning by name are pinned; /sys/fs/bpf by default. */
-  pinRootPath?: string;
   /** Programs that are not loaded. */
   disabledPrograms?: readonly string[];
 }
@@ -50,7 +48,6 @@ export class BpfObject {
     const opts = new Struct("bpf_object_open_opts")
       .setPointer("kernel_log_buf", log)
       .setU64("kernel_log_size", BigInt(log.length));
-    if (options.pinRootPath !== undefined) opts.setPointer("pin_root_path", cString(options.pinRootPath));
     const pointer = listening(() => {
       const opened = native.bpf_object__open_file(path, opts.bytes);
       if (opened === 0n) throw bpfError(`cannot open the BPF object file ${path}`, loadFfi().errno());
@@ -77,16 +74,13 @@ export class BpfObject {
   }
 
   /**
-   * Before load: a map that is pinned there is used, otherwise the new one is pinned there.
-   * Throws E_BPF. (bpf_map__set_pin_path)
+   * Before load: an existing map takes the place of the file's. Its type and sizes are what count then: the caller
+   * knows that they fit. The map may be closed afterwards. Throws E_BPF. (bpf_map__reuse_fd)
    */
-  setPinPath(map: string, path: string): void {
+  reuseMap(name: string, map: BpfMap): void {
     this.#live();
-    const pointer = this.#find(this.#maps, "map", map);
-    check(
-      native.bpf_map__set_pin_path(pointer, path),
-      () => `cannot set the pin path of the map ${map} to ${path}`,
-    );
+    const pointer = this.#find(this.#maps, "map", name);
+    check(native.bpf_map__reuse_fd(pointer, map.fd), () => `cannot use the map ${map.label} as ${name}`);
   }
 
   /**

@@ -9,7 +9,6 @@ import { loadFfi } from "../ffi/index.ts";
 export const LAYOUT = {
   bpf_object_open_opts: {
     size: 80,
-    pin_root_path: 24,
     kernel_log_buf: 56,
     kernel_log_size: 64,
   },

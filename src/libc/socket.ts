@@ -2,7 +2,7 @@
 // Netlink sockets: Node's own refuse their descriptors.
 
 import { LasthopError } from "../errors.ts";
-import { loadFfi } from "../ffi/index.ts";
+import { loadFfi, type PollHandle } from "../ffi/index.ts";
 import { ERRNO, errnoText } from "./errno.ts";
 import { libc } from "./library.ts";
 
@@ -15,9 +15,11 @@ const SOCK_RAW = 3;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
 const SO_RCVTIMEO = 20;
+const SO_RCVBUFFORCE = 33;
 const SOL_NETLINK = 270;
 const NETLINK_EXT_ACK = 11;
 const MSG_TRUNC = 0x20;
+const MSG_DONTWAIT = 0x40;
 const SOCKADDR_NL_BYTES = 12;
 
 /** More than the kernel puts into one datagram of a dump. */
@@ -47,10 +49,15 @@ function failure(what: string): LasthopError {
   return new LasthopError("E_NETLINK", `cannot ${what}: ${errnoText(loadFfi().errno())}`);
 }
 
-function openSocket(domain: number, type: number, protocol: number): number {
+/** Closed on exec; the caller closes it with closeSocket. Throws E_NETLINK. (socket) */
+export function openSocket(domain: number, type: number, protocol: number): number {
   const fd = native().socket(domain, type | SOCK_CLOEXEC, protocol);
   if (fd < 0) throw failure("open a socket");
   return fd;
+}
+
+export function closeSocket(fd: number): void {
+  native().close(fd);
 }
 
 /** Any socket of this network namespace will do for interface ioctls. */
@@ -97,8 +104,35 @@ export class NetlinkSocket {
 
   /** One datagram; undefined if none came within the time limit. */
   receive(): Buffer | undefined {
+    const received = this.#receive(0);
+    if (typeof received !== "number") return received;
+    if (received === ERRNO.EAGAIN) return undefined;
+    throw receiveFailure(received);
+  }
+
+  /** One datagram that is there already; `empty` if none is, `overrun` if the kernel had no room for some. */
+  receiveNow(): Buffer | "empty" | "overrun" {
+    const received = this.#receive(MSG_DONTWAIT);
+    if (typeof received !== "number") return received;
+    if (received === ERRNO.EAGAIN) return "empty";
+    if (received === ERRNO.ENOBUFS) return "overrun";
+    throw receiveFailure(received);
+  }
+
+  /** Room for events that have not been read, in bytes of the kernel's accounting. Needs CAP_NET_ADMIN. */
+  setReceiveBuffer(bytes: number): void {
+    this.#setOption(SOL_SOCKET, SO_RCVBUFFORCE, u32(bytes), "enlarge the buffer of a netlink socket");
+  }
+
+  /** Calls back whenever there is something to receive; close the handle before the socket. */
+  watch(onReadable: () => void): PollHandle {
+    return loadFfi().poll(this.#fd, { readable: true }, onReadable);
+  }
+
+  /** A datagram, or a positive errno. */
+  #receive(flags: number): Buffer | number {
     for (;;) {
-      const length = native().recv(this.#fd, this.#buffer, this.#buffer.length, MSG_TRUNC);
+      const length = native().recv(this.#fd, this.#buffer, this.#buffer.length, MSG_TRUNC | flags);
       if (length >= 0) {
         if (length <= this.#buffer.length) return Buffer.from(this.#buffer.subarray(0, length));
         throw new LasthopError(
@@ -107,10 +141,7 @@ export class NetlinkSocket {
         );
       }
       const errno = loadFfi().errno();
-      if (errno === ERRNO.EAGAIN) return undefined;
-      if (errno !== ERRNO.EINTR) {
-        throw new LasthopError("E_NETLINK", `cannot receive from netlink: ${errnoText(errno)}`);
-      }
+      if (errno !== ERRNO.EINTR) return errno;
     }
   }
 
@@ -123,6 +154,10 @@ export class NetlinkSocket {
   #setOption(level: number, option: number, value: Buffer, what: string): void {
     if (native().setsockopt(this.#fd, level, option, value, value.length) < 0) throw failure(what);
   }
+}
+
+function receiveFailure(errno: number): LasthopError {
+  return new LasthopError("E_NETLINK", `cannot receive from netlink: ${errnoText(errno)}`);
 }
 
 function u32(value: number): Buffer {

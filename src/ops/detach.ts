@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import { HOOK } from "../abi/layout.gen.ts";
-import type { Surroundings } from "../controller/attachSteps.ts";
-import { cleanUp, detachInterface, isAttached } from "../controller/detach.ts";
+import { apply } from "../controller/apply.ts";
+import { configKey } from "../controller/attachInterface.ts";
+import { bridgeSteps, unusedBridges } from "../controller/detach.ts";
+import { settleDevices } from "../controller/devices.ts";
+import { readHost } from "../controller/hostFacts.ts";
+import { type Observed, type ObservedInterface, observe, type Surroundings } from "../controller/observe.ts";
+import { detachAction, planGone, planRemains } from "../controller/plan.ts";
+import { runSteps } from "../controller/steps.ts";
 import { LasthopError } from "../errors.ts";
 import { removeFiltersOf } from "../kernel/attachment.ts";
+import { isHeld, removeHolder, requireNotHeld } from "../kernel/holder.ts";
 import {
   ABI_NAME,
   openInstance,
@@ -18,7 +24,7 @@ import { Netlink } from "../kernel/netlink.ts";
 import { removeIfEmpty, requireBpffs, withLock } from "../kernel/pinRoot.ts";
 import { requireCapabilities } from "../kernel/probe.ts";
 import { suggest } from "../suggest.ts";
-import { type InterfaceEntry, Tables } from "../tables/index.ts";
+import { Tables } from "../tables/index.ts";
 import type { DetachResult, OpContext } from "./types.ts";
 
 export interface DetachOptions {
@@ -31,7 +37,7 @@ export interface DetachOptions {
 
 /**
  * Detaches interfaces. Flows stay, so that attaching again goes on where it was. All names are looked up before
- * anything is changed.
+ * anything is changed. Throws E_HELD for configured interfaces while a daemon runs.
  */
 export async function detach(context: OpContext, options: DetachOptions): Promise<DetachResult> {
   const { pinRoot } = context;
@@ -56,40 +62,46 @@ function detachNamed(
 ): DetachResult["detached"] {
   using instance = openInstance(context.pinRoot);
   const around = { instance, tables: new Tables(instance), netlink };
-  const wanted = [...new Set(names)].map((name) => findAttached(around, name));
-  return detachEntries(context, around, wanted);
+  const observed = observe(around, readHost(netlink));
+  const wanted = new Set(names.map((name) => findAttached(observed, netlink, name)));
+  return detachObserved(context, around, observed, [...wanted]);
 }
 
 function detachAll(context: OpContext, netlink: Netlink): DetachResult["detached"] {
   using instance = openInstance(context.pinRoot);
   const around = { instance, tables: new Tables(instance), netlink };
-  return detachEntries(context, around, around.tables.interfaces.list().filter(isAttached));
+  const observed = observe(around, readHost(netlink));
+  return detachObserved(context, around, observed, observed.interfaces);
 }
 
-function detachEntries(
-  context: OpContext,
+function detachObserved(
+  { pinRoot, warn }: OpContext,
   around: Surroundings,
-  entries: readonly InterfaceEntry[],
+  observed: Observed,
+  interfaces: readonly ObservedInterface[],
 ): DetachResult["detached"] {
-  const gone = cleanUp(around);
-  for (const entry of entries) {
-    if (gone.has(entry.ifindex)) continue;
-    if (entry.hook === HOOK.XDP_NATIVE) {
-      context.warn(`${entry.name}: detaching native XDP may reset the link for a moment`);
-    }
-    detachInterface(around, entry);
+  for (const { entry } of interfaces) {
+    const key = configKey(entry);
+    if (key !== null) requireNotHeld(pinRoot, `detach ${entry.name}`, key);
   }
-  return entries.map(({ name, ifindex }) => ({ interface: name, ifindex }));
+  const leaving = new Set(interfaces);
+  const others = { ...observed, interfaces: observed.interfaces.filter((item) => !leaving.has(item)) };
+  const actions = [...planRemains(observed), ...planGone(others), ...interfaces.map(detachAction)];
+  const { failed } = apply(around, actions, { warn });
+  if (failed[0]) throw failed[0].cause;
+  runSteps(bridgeSteps(around.tables, unusedBridges(around.tables)));
+  settleDevices(around);
+  return interfaces.map(({ entry }) => ({ interface: entry.name, ifindex: entry.ifindex }));
 }
 
 /** By its present name, or by the one under which it was attached. */
-function findAttached({ tables, netlink }: Surroundings, name: string): InterfaceEntry {
-  const attached = tables.interfaces.list().filter(isAttached);
+function findAttached({ interfaces }: Observed, netlink: Netlink, name: string): ObservedInterface {
   const ifindex = netlink.link(name)?.ifindex;
   const found =
-    attached.find((entry) => entry.ifindex === ifindex) ?? attached.find((entry) => entry.name === name);
+    interfaces.find(({ entry }) => entry.ifindex === ifindex) ??
+    interfaces.find(({ entry }) => entry.name === name);
   if (found) return found;
-  const names = attached.map((entry) => entry.name);
+  const names = interfaces.map(({ entry }) => entry.name);
   const meant = suggest(name, names);
   throw new LasthopError(
     ifindex === undefined ? "E_NO_INTERFACE" : "E_INTERFACE",
@@ -106,6 +118,11 @@ function findAttached({ tables, netlink }: Surroundings, name: string): Interfac
 
 function purge(context: OpContext, netlink: Netlink): DetachResult {
   const { pinRoot } = context;
+  if (isHeld(pinRoot)) {
+    throw new LasthopError("E_HELD", `cannot remove the tables: \`lasthop run\` holds ${pinRoot}`, {
+      hint: "Stop it first: `systemctl stop lasthop`.",
+    });
+  }
   const versions = pinnedVersions(pinRoot);
   // Of a namespace that is gone only the pins are left.
   const here = versions.filter((version) => requireOwnNetns(pinRoot, version));
@@ -114,6 +131,7 @@ function purge(context: OpContext, netlink: Netlink): DetachResult {
   for (const version of versions) removeInstance(pinRoot, version);
   removeFiltersOf(netlink, programs);
   removeUnfinished(pinRoot);
+  removeHolder(pinRoot);
   removeIfEmpty(pinRoot);
   return { detached, purged: true };
 }

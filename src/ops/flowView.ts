@@ -4,6 +4,7 @@
 import { currentTick, FLOW_STATE_NAMES, idleSeconds, type StructValue } from "../abi/codec.ts";
 import { FLOW_FLAG } from "../abi/layout.gen.ts";
 import { formatAddress, formatMac } from "../addresses.ts";
+import { homeOf } from "../controller/lastHops.ts";
 import { type Flow, type InterfaceEntry, interfaceName, type Tables } from "../tables/index.ts";
 import type { FlowEntry, Protocol, VlanTag } from "./types.ts";
 
@@ -92,12 +93,13 @@ export class FlowView {
   #resolve(reference: number): ShownLastHop {
     const found = this.#tables.lastHops.resolve(reference);
     if (found.state === "stale") return { last_hop: null, stale: true };
-    const { index, generation, record } = found;
-    const mac = formatMac(record.mac);
+    const { index, generation } = found;
+    // An interface that came back, or a device's new MAC: that is where replies go.
+    const record = this.#tables.lastHops.records.get(homeOf(this.#tables.lastHops, index)) ?? found.record;
     const last_hop = {
       index,
       generation,
-      mac,
+      mac: formatMac(record.mac),
       interface: this.interfaceName(record.ifindex),
       tags: vlanTags(record.tags),
     };

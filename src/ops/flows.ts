@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { decode } from "../abi/codec.ts";
-import { openInstance } from "../kernel/instance.ts";
-import { decodeFlowKey, type Flow, Tables } from "../tables/index.ts";
+import { FLOW_STATES } from "../abi/layout.gen.ts";
+import { openInstance, withLock } from "../kernel/instance.ts";
+import { decodeFlowKey, type Flow, stateAt, Tables } from "../tables/index.ts";
 import { FlowLines, type FlowLinesChunk } from "./flowLines.ts";
 import { compileFilter, type FlowBatch, parseFilter, scanFlows, scanTable } from "./flowScan.ts";
 import { FlowView } from "./flowView.ts";
@@ -42,14 +43,12 @@ export function showFlow(context: OpContext, tuple: Tuple, zone = 0): FlowEntry 
   }
 }
 
-/** Removes the flows that the filter wants; without a filter, all. */
-export function flushFlows(context: OpContext, filter: FlowFilter = {}): { removed: number } {
-  const instance = openInstance(context.pinRoot);
-  try {
+/** Removes the flows that the filter wants; without a filter, all. Takes the lock, as it counts them. */
+export function flushFlows(context: OpContext, filter: FlowFilter = {}): Promise<{ removed: number }> {
+  return withLock(context.pinRoot, () => {
+    using instance = openInstance(context.pinRoot);
     return { removed: removeFlows(new Tables(instance), filter) };
-  } finally {
-    instance.close();
-  }
+  });
 }
 
 export function* flowEntries(
@@ -71,6 +70,7 @@ export function* flowLines(
   for (const batch of scanFlows(tables, view, parseFilter(filter, view))) yield* lines.format(batch);
 }
 
+/** The caller has the lock. */
 export function removeFlows(tables: Tables, filter: FlowFilter): number {
   const view = new FlowView(tables);
   const parsed = parseFilter(filter, view);
@@ -82,20 +82,40 @@ export function removeFlows(tables: Tables, filter: FlowFilter): number {
     for (const batch of scanTable(table, wanted, left)) {
       left -= batch.count;
       // A step of the walk gives whole buckets and does not come back to them.
-      removed += table.map.deleteBatch(gather(batch), batch.count);
+      removed += deleteCounted(tables, batch);
     }
   }
   return removed;
 }
 
-/** The keys of a batch that were picked, one after the other. */
-function gather({ table: { keySize }, keys, selected, count }: FlowBatch): Buffer {
-  const picked = Buffer.allocUnsafe(count * keySize);
+/**
+ * Deletes what was picked of a batch. What user space deletes must not pass for evicted, so it is counted as it
+ * was read, before, and set right after: killed in between, too few evictions are shown and never too many.
+ */
+function deleteCounted(tables: Tables, { table, keys, values, selected, count }: FlowBatch): number {
+  const { balance } = tables.sweep;
+  const read = new Array<number>(FLOW_STATES).fill(0);
+  for (let place = 0; place < count; place++) countState(read, values, selected[place]! * table.valueSize);
+  balance.remove(table.table, read);
+  const deleted = new Array<number>(FLOW_STATES).fill(0);
+  const value = Buffer.alloc(table.map.valueBytes);
+  let removed = 0;
   for (let place = 0; place < count; place++) {
-    const from = selected[place]! * keySize;
-    keys.copy(picked, place * keySize, from, from + keySize);
+    const at = selected[place]! * table.keySize;
+    if (!table.map.takeInto(keys.subarray(at, at + table.keySize), value)) continue;
+    removed++;
+    countState(deleted, value, 0);
   }
-  return picked;
+  balance.remove(
+    table.table,
+    deleted.map((number, state) => number - read[state]!),
+  );
+  return removed;
+}
+
+function countState(states: number[], values: Buffer, at: number): void {
+  const state = stateAt(values, at);
+  if (state < states.length) states[state]!++;
 }
 
 function flowAt({ table, keys, values }: FlowBatch, index: number): Flow {

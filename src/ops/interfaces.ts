@@ -2,6 +2,7 @@
 // The interface that a user names, and whether it can be attached at all.
 
 import { LasthopError } from "../errors.ts";
+import { whyNotAttachable } from "../kernel/coexistence.ts";
 import type { Netlink } from "../kernel/netlink.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
 import { suggest } from "../suggest.ts";
@@ -22,39 +23,9 @@ export function findInterface(netlink: Netlink, name: string): Link {
 
 /** Throws E_INTERFACE for what has no place in lasthop's picture of a host. */
 export function requireAttachable(netlink: Netlink, link: Link, role: Role): void {
-  const refusal = whyNotAttachable(netlink, link);
+  const refusal = whyNotAttachable(netlink, link, role);
   if (refusal === null) return;
   throw new LasthopError("E_INTERFACE", `cannot attach ${link.name} as ${role}: ${refusal.why}`, {
     hint: refusal.hint,
   });
-}
-
-/** Null for an interface that can be attached. */
-export function whyNotAttachable(
-  netlink: Pick<Netlink, "link">,
-  link: Link,
-): { why: string; hint: string } | null {
-  if (link.flags.loopback) {
-    return {
-      why: "it is the loopback interface",
-      hint: "Attach the interface towards the devices, or that of a VM.",
-    };
-  }
-  if (link.masterKind === "bond" || link.masterKind === "team") {
-    const master = (link.master !== null && netlink.link(link.master)?.name) || `its ${link.masterKind}`;
-    return { why: `it is a slave of ${master}`, hint: `Attach ${master} instead.` };
-  }
-  if (!link.ethernet) {
-    return {
-      why: "its frames have no Ethernet header",
-      hint: "Only Ethernet interfaces can be attached (a tun device needs `mode tap`).",
-    };
-  }
-  if (link.kind === "bridge") {
-    return {
-      why: "it is a bridge, and most frames never reach a bridge's own interface",
-      hint: `Attach its ports: \`ip -brief link show master ${link.name}\` lists them.`,
-    };
-  }
-  return null;
 }

@@ -10,7 +10,16 @@ import { Netlink } from "../kernel/netlink.ts";
 import { type Link, TC_PARENT_INGRESS } from "../kernel/rtnetlink.ts";
 import { type BpfMap, tcxQuery } from "../libbpf/index.ts";
 import { type InterfaceEntry, Tables } from "../tables/index.ts";
-import type { Hook, InterfaceStatus, OpContext, Policy, Role, StatusReport, TableFill } from "./types.ts";
+import type {
+  Hook,
+  InterfaceStatus,
+  OpContext,
+  Policy,
+  Role,
+  StatusReport,
+  TableFill,
+  TierFill,
+} from "./types.ts";
 
 /** The tables whose fill an operator may want to watch. */
 const HASH_TABLES = [
@@ -31,6 +40,7 @@ export function status(context: OpContext): StatusReport {
   using instance = openInstance(context.pinRoot);
   using netlink = new Netlink();
   const tables = new Tables(instance);
+  const fills = tableFills(instance);
   return {
     pin_path: instance.path,
     abi: ABI_NAME,
@@ -40,7 +50,9 @@ export function status(context: OpContext): StatusReport {
       .filter(isAttached)
       .map((entry) => interfaceStatus(instance, netlink, entry)),
     programs: instance.programNames().map((name) => programStatus(instance, name)),
-    tables: HASH_TABLES.map((name) => tableFill(instance.map(name))),
+    tables: fills,
+    tiers: tierFills(tables, fills),
+    last_pass: lastPass(tables),
   };
 }
 
@@ -116,6 +128,40 @@ function programStatus(instance: Instance, name: string): StatusReport["programs
     // Zero unless the kernel counts, sysctl kernel.bpf_stats_enabled.
     run_count: runCount === 0n ? null : Number(runCount),
   };
+}
+
+export function tableFills(instance: Instance): TableFill[] {
+  return HASH_TABLES.map((name) => tableFill(instance.map(name)));
+}
+
+function tierFills(tables: Tables, fills: readonly TableFill[]): TierFill[] {
+  return (["established", "embryonic"] as const).map((tier) => {
+    const sums = { entries: 0, max_entries: 0, evicted: 0 };
+    for (const { name, table } of tables.flows.all.filter((table) => table.tier === tier)) {
+      const fill = fills.find((fill) => fill.table === name)!;
+      sums.entries += fill.entries;
+      sums.max_entries += fill.max_entries;
+      sums.evicted += sum(tables.sweep.ended(table).evicted);
+    }
+    return { tier, ...sums, fill: sums.entries / sums.max_entries };
+  });
+}
+
+/** Its tables end together. */
+function lastPass(tables: Tables): StatusReport["last_pass"] {
+  const reports = tables.flows.all.map(({ table }) => tables.sweep.ended(table));
+  const { started_ns: started, finished_ns: finished } = reports[0]!;
+  if (finished === 0) return null;
+  return {
+    ended_seconds_ago: Math.max(0, Number(process.hrtime.bigint()) - finished) / 1e9,
+    duration_seconds: (finished - started) / 1e9,
+    entries: sum(reports.map((report) => report.entries)),
+    expired: sum(reports.map((report) => report.expired)),
+  };
+}
+
+function sum(counts: readonly number[]): number {
+  return counts.reduce((total, count) => total + count, 0);
 }
 
 /** Exact, or for a table too large to count in no time within half a per cent. */

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the operations take and return. Keys are those of the JSON output; units are in the keys.
 
+import type { ErrorCode } from "../errors.ts";
+
 export type Role = "uplink" | "tap";
 export type Policy = "enforce" | "observe" | "off";
 export type Mode = "auto" | "native" | "generic" | "tc";
@@ -35,6 +37,39 @@ export interface AttachResult {
   actions: string[];
 }
 
+/** One change that would bring the host to its configuration. */
+export interface PlannedAction {
+  /** `attach`, `change`, `detach`, `gone`, `last-hops`, `device-add`, … */
+  kind: string;
+  /** Name of the interface, device, zone or table that it is about. */
+  object: string;
+  text: string;
+  /** Key in the configuration file, as "taps[0]"; null for what nobody configured. */
+  config: string | null;
+}
+
+/** What cannot be as it is configured, and why. */
+export interface ConfigFailure {
+  object: string;
+  config: string | null;
+  code: ErrorCode;
+  message: string;
+  hint: string | null;
+}
+
+export interface PlanReport {
+  file: string;
+  /** In the order in which they would be done; empty when all is as configured. */
+  actions: PlannedAction[];
+  failed: ConfigFailure[];
+  warnings: string[];
+}
+
+export interface ApplyReport extends PlanReport {
+  /** What was done, in order, for people. */
+  done: string[];
+}
+
 export interface DetachResult {
   detached: { interface: string; ifindex: number }[];
   purged: boolean;
@@ -61,6 +96,17 @@ export interface TableFill {
   memory_bytes: number | null;
 }
 
+/** Both families together. */
+export interface TierFill {
+  tier: "established" | "embryonic";
+  entries: number;
+  max_entries: number;
+  /** entries / max_entries */
+  fill: number;
+  /** By the LRU since the tables were made, as of the last expiry pass. */
+  evicted: number;
+}
+
 export interface StatusReport {
   pin_path: string;
   abi: string;
@@ -68,6 +114,9 @@ export interface StatusReport {
   interfaces: InterfaceStatus[];
   programs: { name: string; id: number; memory_bytes: number | null; run_count: number | null }[];
   tables: TableFill[];
+  tiers: TierFill[];
+  /** The last expiry pass that ended; null if none ever did. */
+  last_pass: { ended_seconds_ago: number; duration_seconds: number; entries: number; expired: number } | null;
 }
 
 export interface VlanTag {
@@ -126,12 +175,82 @@ export interface LastHopEntry {
   /** `up`, or what the operator or the controller made of it; `gone`: its interface no longer exists. */
   state: "up" | "route" | "drop" | "alias" | "gone";
   origin: "learned" | "manual" | "config";
+  /** Whose it is. */
+  device: string | null;
   flows: number;
   request_packets: number;
   request_bytes: number;
   reply_packets: number;
   reply_bytes: number;
+  /** Flows that came here from another last hop. */
+  relearns: number;
   idle_seconds: number | null;
+}
+
+export type OnDown = "route" | "hold" | "drop" | `peer:${string}`;
+
+export interface ProbeSpec {
+  kind: "icmp" | "tcp";
+  /** Of a TCP probe. */
+  port: number | null;
+  /** Null: the device's first address. */
+  address: string | null;
+  interval_seconds?: number;
+  timeout_seconds?: number;
+  /** Failures in a row that mean down. */
+  fall?: number;
+  /** Answers in a row that mean up. */
+  rise?: number;
+}
+
+/** What is asked of a device; what is left out stays as it is, or has its default. */
+export interface DeviceSpec {
+  macs?: readonly string[];
+  addresses?: readonly string[];
+  /** Name or pattern of its uplinks; null: all of its zone. */
+  interface?: string | null;
+  /** Outer first. */
+  vlans?: readonly number[];
+  zone?: number;
+  reply_mac?: string | null;
+  on_down?: OnDown;
+  /** What is left out of it stays as it is too, if its kind is the same. */
+  probe?: Partial<ProbeSpec> | null;
+}
+
+export interface DeviceEntry extends Required<Omit<DeviceSpec, "addresses" | "probe">> {
+  probe: Required<ProbeSpec> | null;
+  name: string;
+  origin: "manual" | "config";
+  state: "unknown" | "up" | "down";
+  cause: "operator" | "interface" | "neighbour" | "probe" | null;
+  operator_down: boolean;
+  changed_seconds_ago: number | null;
+  /** Changes of its MAC that came too soon after another. */
+  flaps: number;
+  /** With the MAC that each has at present. */
+  addresses: { address: string; mac: string | null }[];
+  flows: number;
+  request_packets: number;
+  request_bytes: number;
+  reply_packets: number;
+  reply_bytes: number;
+  relearns: number;
+}
+
+export interface DeviceDetails extends DeviceEntry {
+  /** What the kernel knows of its addresses. */
+  neighbours: { interface: string; address: string; mac: string | null; state: string }[];
+  last_hops: LastHopEntry[];
+}
+
+export interface DeviceChange {
+  name: string;
+  /** Null if it is no longer there. */
+  state: DeviceEntry["state"] | null;
+  cause: DeviceEntry["cause"];
+  /** What was done, for people. */
+  actions: string[];
 }
 
 export interface VerdictCount {
@@ -155,8 +274,14 @@ export interface SweepReport {
     states: Record<string, number>;
     local_origin: number;
     ages_seconds: Record<string, number>;
+    /** By the LRU since the tables were made, by the state that they were in. */
+    evicted: Record<string, number>;
   }[];
+  /** Flows by state, as the pass met them; zone null: all zones that are not counted by themselves. */
+  zones: { zone: number | null; table: string; states: Record<string, number> }[];
   last_hops_released: number;
+  /** The programs' clock was wrong and has been set right; nothing was expired. */
+  clock_repaired: boolean;
 }
 
 export interface TraceEvent {
@@ -204,8 +329,26 @@ export interface DoctorReport {
   interfaces: {
     interface: string;
     driver: string | null;
-    auto_mode: Hook;
+    /** Null: it cannot be attached, and \`reason\` says why. */
+    auto_mode: Hook | null;
     reason: string;
     notes: string[];
   }[];
+}
+
+export interface ConfigCheck {
+  file: string;
+  valid: boolean;
+  /** In the order of the file; lines and columns count from 1. */
+  problems: { line: number; column: number; path: string; message: string }[];
+  /** null if it is not valid. */
+  has: {
+    zones: Record<string, number>;
+    /** By name or pattern. */
+    uplinks: string[];
+    taps: string[];
+    devices: string[];
+    /** Where it listens; null for nowhere. */
+    metrics: string | null;
+  } | null;
 }

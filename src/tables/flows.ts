@@ -75,6 +75,11 @@ export class FlowTable {
   }
 }
 
+/** enum flow_state of the value that begins at `at`. */
+export function stateAt(values: Buffer, at: number): number {
+  return values[at + FLOW.fields.state.offset]!;
+}
+
 export class FlowTables {
   /** The established tier first. */
   readonly all: readonly FlowTable[];
@@ -116,17 +121,6 @@ export class FlowTables {
       }
     }
     return counts;
-  }
-
-  /** From both tiers; false if it was in none. */
-  delete(key: FlowKey): boolean {
-    const bytes = encodeFlowKey(key);
-    // The embryo first: it could otherwise be promoted between the two deletions.
-    return this.all
-      .filter((table) => table.family === key.family)
-      .toReversed()
-      .map((table) => table.map.delete(bytes))
-      .includes(true);
   }
 }
 

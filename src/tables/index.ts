@@ -10,10 +10,12 @@ import { StructTable } from "./structTable.ts";
 import { SweepTables } from "./sweep.ts";
 import { VerdictTable } from "./verdicts.ts";
 
+export * from "./devices.ts";
 export * from "./flows.ts";
 export * from "./interfaces.ts";
 export * from "./lastHops.ts";
 export type * from "./source.ts";
+export * from "./sweep.ts";
 
 /** Every table of an instance. */
 export class Tables {

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Last hops: records, what their aliases make of them, who names them, and their traffic.
 
-import { decode, joinLastHop, type StructValue, sizeOf, splitLastHop } from "../abi/codec.ts";
 import {
-  LAST_HOP_DROP,
-  LAST_HOP_INDEX_BITS,
-  LAST_HOP_KIND,
-  LAST_HOP_ROUTE,
-  LAST_HOPS_MAX,
-} from "../abi/layout.gen.ts";
+  decode,
+  encode,
+  joinLastHop,
+  type StructInput,
+  type StructValue,
+  sizeOf,
+  splitLastHop,
+} from "../abi/codec.ts";
+import { LAST_HOP_DROP, LAST_HOP_INDEX_BITS, LAST_HOP_KIND, LAST_HOP_ROUTE } from "../abi/layout.gen.ts";
+import { LasthopError } from "../errors.ts";
 import { BATCH_ENTRIES, type TableMap, type TableSource } from "./source.ts";
 import { StructTable } from "./structTable.ts";
 
@@ -42,8 +45,12 @@ export class LastHopTables {
   readonly refs: StructTable<"u32", "u32">;
   readonly #free: TableMap;
   readonly #stats: TableMap;
+  readonly #allocations: StructTable<"u32", "allocations">;
+  readonly #source: TableSource;
 
   constructor(source: TableSource) {
+    this.#source = source;
+    this.#allocations = new StructTable(source, "allocations", "u32", "allocations");
     this.records = new StructTable(source, "last_hops", "u32", "last_hop");
     this.aliases = new StructTable(source, "last_hop_alias", "u32", "u32");
     this.keys = new StructTable(source, "last_hop_index", "last_hop_key", "u32");
@@ -67,6 +74,34 @@ export class LastHopTables {
   setAlias(index: number, generation: number, target: number | "route" | "drop"): void {
     const to = target === "route" ? LAST_HOP_ROUTE : target === "drop" ? LAST_HOP_DROP : target;
     this.aliases.set(index, joinLastHop(generation, to));
+  }
+
+  /** How many indices were ever given out: those from there on hold nothing. */
+  used(): number {
+    return Math.min(this.#allocations.get(0)!.last_hops, this.records.map.info().maxEntries);
+  }
+
+  /**
+   * Takes an index and publishes a record under it: record first, then its alias. No key leads to it yet.
+   * Undefined if every index is taken.
+   */
+  create(record: StructInput<"last_hop">): { index: number; generation: number } | undefined {
+    const index = this.#take();
+    if (index === undefined) return undefined;
+    const generation = nextGeneration(this.records.get(index)!.generation);
+    this.records.set(index, { ...record, kind: LAST_HOP_KIND.ETHERNET, generation });
+    this.setAlias(index, generation, index);
+    return { index, generation };
+  }
+
+  /** An index that nobody uses. Programs take them at the same time, so one of them does it for us. */
+  #take(): number | undefined {
+    const program = this.#source.program?.("take_last_hop");
+    if (!program) throw new LasthopError("E_INTERNAL", "this source of tables has no programs");
+    const ctx = encode("last_hop_taken", {});
+    program.testRun({ ctx });
+    const { index } = decode("last_hop_taken", ctx);
+    return index < this.records.map.info().maxEntries ? index : undefined;
   }
 
   /** Summed over the CPUs. */
@@ -93,14 +128,16 @@ export class LastHopTables {
     return sum;
   }
 
-  /** Sets one half of the counters to 0. */
-  clearRefs(base: number): void {
+  /** Sets one half of the counters to 0, those of indices that were ever given out, a millisecond at a time. */
+  *clearRefs(base: number): Generator<void, void, void> {
     const keys = Buffer.alloc(BATCH_ENTRIES * 4);
     const values = Buffer.alloc(BATCH_ENTRIES * 4);
-    for (let first = 0; first < LAST_HOPS_MAX; first += BATCH_ENTRIES) {
-      const count = Math.min(BATCH_ENTRIES, LAST_HOPS_MAX - first);
+    const used = this.used();
+    for (let first = 0; first < used; first += BATCH_ENTRIES) {
+      const count = Math.min(BATCH_ENTRIES, used - first);
       for (let index = 0; index < count; index++) keys.writeUInt32LE(base + first + index, index * 4);
       this.refs.map.updateBatch(keys, values, count);
+      yield;
     }
   }
 
@@ -112,9 +149,10 @@ export class LastHopTables {
   giveBack(index: number): boolean {
     const record = this.records.get(index);
     if (!record || record.kind === LAST_HOP_KIND.NONE) return false;
-    // The programs count on from here, and 0 is never used.
-    const generation = (record.generation + 1) % GENERATIONS || 1;
-    this.records.set(index, { ...record, kind: LAST_HOP_KIND.NONE, generation });
+    const generation = nextGeneration(record.generation);
+    // The programs write all but the reserved bytes anew.
+    const reserved = Buffer.alloc(record.reserved.length);
+    this.records.set(index, { ...record, kind: LAST_HOP_KIND.NONE, generation, reserved });
     this.#stats.update(u32(index), Buffer.alloc(this.#stats.valueBytes));
     this.#free.push(u32(index));
     return true;
@@ -122,6 +160,11 @@ export class LastHopTables {
 }
 
 const GENERATIONS = 2 ** (32 - LAST_HOP_INDEX_BITS);
+
+/** The programs count on from there, and 0 is never used. */
+function nextGeneration(generation: number): number {
+  return (generation + 1) % GENERATIONS || 1;
+}
 
 export function aliasState(index: number, alias: number): { state: AliasState; target: number } {
   const target = splitLastHop(alias).index;

@@ -153,21 +153,22 @@ export function contract(backend: Ffi["backend"], options: { calls: number }): v
       expect(() => object.map("no_such_map")).toThrow(/has no map no_such_map; it has .*pairs/);
     });
 
-    it("applies sizes, disabled programs and pin paths", () => {
-      const pin = `${fixtures.pins}/reused`;
+    it("applies sizes and disabled programs, and takes an existing map for its own", () => {
       const first = BpfObject.open(fixtures.fixture, {
         mapMaxEntries: { pairs: 100 },
         disabledPrograms: ["bump", "emit"],
       });
-      first.setPinPath("pairs", pin);
       first.load();
       expect(first.map("pairs").info().maxEntries).toBe(100);
       expect(() => first.program("bump")).toThrow(/bump .* was disabled/);
-      const second = BpfObject.open(fixtures.fixture, { mapMaxEntries: { pairs: 100 } });
-      second.setPinPath("pairs", pin);
+      const second = BpfObject.open(fixtures.fixture);
+      second.reuseMap("pairs", first.map("pairs"));
+      expect(() => second.reuseMap("none", first.map("pairs"))).toThrow(/has no map none/);
       second.load();
-      expect(second.map("pairs").info().id).toBe(first.map("pairs").info().id);
+      expect(second.map("pairs").info()).toMatchObject({ id: first.map("pairs").info().id, maxEntries: 100 });
       first.close();
+      // It has a descriptor of its own.
+      second.map("pairs").update(key(1), value(1));
       second.close();
       expect(() => BpfObject.open(fixtures.fixture, { mapMaxEntries: { none: 1 } })).toThrow(
         /has no map none/,
@@ -322,6 +323,43 @@ export function contract(backend: Ffi["backend"], options: { calls: number }): v
       expect([...map.batches()]).toEqual([]);
     });
 
+    it("takes an entry: reads and removes it at once", () => {
+      for (const type of [MAP_TYPE.HASH, MAP_TYPE.LRU_HASH]) {
+        using map = BpfMap.create({ type, name: "t", keySize: 8, valueSize: 8, maxEntries: 8 });
+        map.update(key(1), value(10));
+        const read = Buffer.alloc(8);
+        expect(map.takeInto(key(1), read)).toBe(true);
+        expect(read).toEqual(value(10));
+        expect(map.takeInto(key(1), read)).toBe(false);
+        expect(map.lookup(key(1))).toBeUndefined();
+        expect(() => map.takeInto(Buffer.alloc(4), read)).toThrow(/a key of the map .* has 8 bytes, not 4/);
+      }
+      using array = BpfMap.create({
+        type: MAP_TYPE.ARRAY,
+        name: "a",
+        keySize: 4,
+        valueSize: 8,
+        maxEntries: 1,
+      });
+      expect(() => array.takeInto(Buffer.alloc(4), Buffer.alloc(8))).toThrow(
+        /cannot take key 00000000 from the map a/,
+      );
+    });
+
+    it("inserts what is not there yet", () => {
+      using map = BpfMap.create({ type: MAP_TYPE.HASH, name: "t", keySize: 8, valueSize: 8, maxEntries: 8 });
+      map.update(key(1), value(10));
+      const keys = Buffer.concat([key(0), key(1), key(2)]);
+      const values = Buffer.concat([value(20), value(21), value(22)]);
+      expect(map.insertAll(keys, values, 3)).toBe(2);
+      expect(map.lookup(key(1))).toEqual(value(10));
+      expect(map.lookup(key(2))).toEqual(value(22));
+      expect(map.insertAll(keys, values, 0)).toBe(0);
+      expect(() => map.insertAll(keys, values, 4)).toThrow(/4 keys/);
+      const many = Buffer.concat(Array.from({ length: 9 }, (_, index) => key(100 + index)));
+      expect(() => map.insertAll(many, Buffer.alloc(72), 9)).toThrow(/E2BIG/);
+    });
+
     it("walks arrays in batches", () => {
       using map = BpfMap.create({
         type: MAP_TYPE.ARRAY,
@@ -333,6 +371,19 @@ export function contract(backend: Ffi["backend"], options: { calls: number }): v
       const sizes: number[] = [];
       for (const batch of map.batches(4)) sizes.push(batch.count);
       expect(sizes).toEqual([4, 4, 2]);
+      const cell = (number: number) => Buffer.from(Uint32Array.of(number).buffer);
+      for (let index = 0; index < 10; index++) map.update(cell(index), cell(100 + index));
+      const from = (first: number) => {
+        const found: number[] = [];
+        for (const { count, values } of map.batches(4, first)) {
+          for (let place = 0; place < count; place++) found.push(values.readUInt32LE(place * 4));
+        }
+        return found;
+      };
+      expect(from(0)).toEqual([100, 101, 102, 103, 104, 105, 106, 107, 108, 109]);
+      expect(from(7)).toEqual([107, 108, 109]);
+      expect(from(9)).toEqual([109]);
+      expect(from(10)).toEqual([]);
     });
 
     it("pins and opens again", () => {

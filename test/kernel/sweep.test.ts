@@ -2,6 +2,7 @@
 // One expiry pass with the real programs: what goes, what stays, what is counted, and which last hops are
 // given back.
 
+import { setTimeout as sleep, setImmediate as turn } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import {
   currentTick,
@@ -10,6 +11,7 @@ import {
   type StructInput,
   secondsToTicks,
   sizeOf,
+  TICK_SECONDS,
 } from "../../src/abi/codec.ts";
 import {
   AGE_BUCKETS,
@@ -21,9 +23,19 @@ import {
 } from "../../src/abi/layout.gen.ts";
 import { releaseLastHops } from "../../src/controller/lastHopRelease.ts";
 import { type SweepOptions, sweepInstance } from "../../src/controller/sweep.ts";
+import { jiffiesClock } from "../../src/kernel/clock.ts";
 import { objectPath } from "../../src/kernel/instance.ts";
 import { BpfObject } from "../../src/libbpf/index.ts";
-import { encodeFlowKey, type FlowKey, Tables, type Tier } from "../../src/tables/index.ts";
+import {
+  encodeFlowKey,
+  type FlowKey,
+  NOBODY,
+  ownerId,
+  ownerOf,
+  ownership,
+  Tables,
+  type Tier,
+} from "../../src/tables/index.ts";
 
 const ENTRIES = 16_384;
 const LAST_HOPS = 64;
@@ -233,9 +245,263 @@ describe.each([{ few: 64 }, { few: 0 }])("expiry where $few entries are few", ({
   });
 });
 
+describe("what is published", () => {
+  it("is what the last pass that ended found; one that is under way shows nothing", async () => {
+    put(4, TCP, "established", { state: FLOW_STATE.ESTABLISHED, last_seen: ago(1) });
+    put(6, UDP, "embryonic", { state: FLOW_STATE.NEW, last_seen: ago(100) });
+    expect(tables.sweep.ended(0).finished_ns).toBe(0);
+    const before = Number(process.hrtime.bigint());
+    const result = await sweepInstance(object);
+    for (const [table, { report }] of result.tables.entries()) {
+      const ended = tables.sweep.ended(table);
+      expect(ended).toEqual(report);
+      expect(ended.started_ns).toBeGreaterThanOrEqual(before);
+      expect(ended.finished_ns).toBeGreaterThan(ended.started_ns);
+      expect(ended.busy_ns).toBeGreaterThan(0);
+      expect(ended.busy_ns).toBeLessThan(ended.finished_ns - ended.started_ns);
+    }
+    expect(tables.sweep.ended(0)).toMatchObject({ entries: 1, expired: 0 });
+    expect(tables.sweep.ended(3)).toMatchObject({ entries: 1, expired: 1 });
+    expect(result.tables.map(({ name, maxEntries }) => [name, maxEntries])).toEqual([
+      ["flows4", ENTRIES],
+      ["flows6", ENTRIES],
+      ["embryos4", 1024],
+      ["embryos6", 1024],
+    ]);
+  });
+
+  it("counts by zone, numbers given as interfaces come and go", async () => {
+    const inZone = (zone: number, family: 4 | 6) => {
+      const key = { ...put(family, TCP, "established", {}), zone };
+      const value = encode("flow", { state: FLOW_STATE.ESTABLISHED, last_seen: ago(1) });
+      tables.flows.table(family, "established").map.update(encodeFlowKey(key), value);
+      return key;
+    };
+    const counts = async () => {
+      const { zones } = await sweepInstance(object);
+      return zones
+        .map(({ zone, table, states }) => ({ zone, table, flows: states[FLOW_STATE.ESTABLISHED]! }))
+        .filter(({ flows }) => flows > 0);
+    };
+    tables.interfaces.set(12, { name: "tap7", slot: 2, zone: 700 });
+    tables.interfaces.set(13, { name: "bridge", slot: 0, zone: 800 }); // not attached
+    const seven = [inZone(700, 4), inZone(700, 6), inZone(700, 6)];
+    inZone(800, 4);
+    expect(await counts()).toEqual([
+      { zone: 700, table: "flows4", flows: 1 },
+      { zone: 700, table: "flows6", flows: 2 },
+      { zone: null, table: "flows4", flows: 1 },
+    ]);
+    expect(new Map(tables.zones.entries())).toEqual(
+      new Map([
+        [0, 1],
+        [700, 2],
+      ]),
+    );
+    expect(tables.sweep.zoneStates(2, 1, "ended")[FLOW_STATE.ESTABLISHED]).toBe(2);
+    // The number stays while there are flows, and is another zone's afterwards.
+    tables.interfaces.delete(12);
+    await counts();
+    expect(tables.zones.get(700)).toBe(2);
+    for (const key of seven) tables.flows.table(key.family, "established").map.delete(encodeFlowKey(key));
+    await counts();
+    tables.interfaces.set(14, { name: "tap9", slot: 3, zone: 900 });
+    expect(await counts()).toEqual([{ zone: null, table: "flows4", flows: 1 }]);
+    expect(new Map(tables.zones.entries())).toEqual(
+      new Map([
+        [0, 1],
+        [900, 2],
+      ]),
+    );
+  });
+});
+
+describe("a pass", () => {
+  /** Flows of both families, of which every fourth is idle. */
+  function fill(count: number): void {
+    for (const [name, key] of [
+      ["flows4", "flow4_key"],
+      ["flows6", "flow6_key"],
+    ] as const) {
+      const keys = Buffer.alloc(count * sizeOf(key));
+      const values = Buffer.alloc(count * sizeOf("flow"));
+      for (let index = 0; index < count; index++) {
+        const last_seen = index % 4 === 0 ? ago(10_000) : currentTick();
+        const fields = { remote_port: index & 0xffff, zone: index >> 16, proto: TCP };
+        encode(key, fields, keys, index * sizeOf(key));
+        encode("flow", { state: FLOW_STATE.ESTABLISHED, last_seen }, values, index * sizeOf("flow"));
+      }
+      object.map(name).updateBatch(keys, values, count);
+    }
+  }
+
+  /** In which order the tables are looked at, a letter a piece. */
+  async function order(first: number): Promise<string> {
+    let pieces = "";
+    const programs = {
+      map: (name: string) => object.map(name),
+      program(name: string) {
+        const letter = { sweep_flows4: "4", sweep_flows6: "6" }[name];
+        if (letter) pieces += letter;
+        return object.program(name);
+      },
+    };
+    await sweepInstance(programs, { first });
+    return pieces;
+  }
+
+  it("goes over the tables in turns, so that no family waits for another", async () => {
+    fill(ENTRIES / 2);
+    expect(await order(0)).toBe("46");
+    expect(await order(1)).toBe("64");
+    const entered: number[][] = [];
+    const controller = new AbortController();
+    // Interrupted after some pieces, both families have been looked at.
+    const slow = sweepInstance(object, {
+      pieceNs: 10_000,
+      cpuPercent: () => {
+        entered.push([0, 1].map((table) => tables.sweep.report(table).entries));
+        if (entered.length === 12) controller.abort();
+        return 100;
+      },
+      signal: controller.signal,
+    });
+    await expect(slow).rejects.toMatchObject({ name: "AbortError" });
+    const [flows4, flows6] = entered.at(-1)!;
+    expect(Math.min(flows4!, flows6!)).toBeGreaterThan(0);
+    expect(Math.max(flows4!, flows6!)).toBeLessThan(ENTRIES / 2);
+  });
+
+  it("that is interrupted anywhere publishes nothing, and the next one starts clean", async () => {
+    const count = ENTRIES / 2;
+    putLastHop(0, 10);
+    fill(count);
+    const shown = await sweepInstance(object, { countOnly: true });
+    const refs = tables.lastHops.refs.get(tables.sweep.endedRefs());
+    for (const after of [1, 2, 5, 9, 20]) {
+      let rests = 0;
+      const controller = new AbortController();
+      const pass = sweepInstance(object, {
+        countOnly: true,
+        pieceNs: 20_000,
+        cpuPercent: () => {
+          if (++rests === after) controller.abort();
+          return 100;
+        },
+        signal: controller.signal,
+      });
+      await expect(pass).rejects.toMatchObject({ name: "AbortError" });
+      for (const [table, { report }] of shown.tables.entries()) {
+        expect(tables.sweep.ended(table)).toEqual(report);
+      }
+      expect(tables.lastHops.refs.get(tables.sweep.endedRefs())).toBe(refs);
+    }
+    const clean = await sweepInstance(object, { countOnly: true, pieceNs: 20_000 });
+    expect(clean.tables.map(({ report }) => report.entries)).toEqual([count, count, 0, 0]);
+    expect(
+      clean.zones.filter(({ zone }) => zone === 0).map(({ states }) => states[FLOW_STATE.ESTABLISHED]),
+    ).toEqual([count, count, 0, 0]);
+    expect(tables.lastHops.refs.get(tables.sweep.endedRefs())).toBe(refs);
+    expect(refs).toBe(2 * count);
+  });
+
+  it("that counts only expires nothing, however old", async () => {
+    for (const seconds of [100_000, 5_000_000]) {
+      for (const family of [4, 6] as const) {
+        put(family, TCP, "established", { state: FLOW_STATE.CLOSED, last_seen: ago(seconds) });
+        put(family, UDP, "embryonic", { state: FLOW_STATE.PROVISIONAL, last_seen: ago(seconds) });
+      }
+    }
+    for (const few of [0, 64]) {
+      const counted = await sweepInstance(object, { countOnly: true, few });
+      expect(counted.tables.map(({ report }) => [report.entries, report.expired])).toEqual(
+        Array(4).fill([2, 0]),
+      );
+    }
+    const { tables: swept } = await sweepInstance(object);
+    expect(swept.map(({ report }) => report.expired)).toEqual([2, 2, 2, 2]);
+  });
+
+  it("rests as its share of a processor says", async () => {
+    fill(ENTRIES / 2);
+    await sweepInstance(object, { countOnly: true });
+    const before = process.cpuUsage();
+    const { durationNs } = await sweepInstance(object, { cpuPercent: () => 2, pieceNs: 100_000 });
+    const { user, system } = process.cpuUsage(before);
+    // Fifty times would be all; beside the pieces there is the beginning and the end.
+    expect(durationNs / 1000).toBeGreaterThan((user + system) * 10);
+  });
+});
+
+describe("when the programs' clock jumps", () => {
+  const HOUR = 3600;
+  const jiffiesOf = () => {
+    const ctx = Buffer.alloc(sizeOf("clock"));
+    object.program("read_clock").testRun({ ctx });
+    return jiffiesClock(ctx.readBigUInt64LE(0), ctx.readBigUInt64LE(8))!;
+  };
+  const jump = (seconds: number) => {
+    const { jiffies_base, jiffies_mult } = jiffiesOf();
+    const perSecond = 2 ** 32 / jiffies_mult / TICK_SECONDS;
+    tables.control.set({
+      jiffies_base: Number(jiffies_base) - Math.round(seconds * perSecond),
+      jiffies_mult,
+    });
+  };
+
+  it.each([-1000 * 24 * HOUR, -3 * HOUR, -60, 60, 3 * HOUR, 180 * 24 * HOUR])(
+    "by %d seconds, no live flow goes, and the clock is set right",
+    async (seconds) => {
+      jump(seconds);
+      // Live ones by the wrong clock and by the right one, seen just now.
+      const wrong = (currentTick() + Math.sign(seconds) * secondsToTicks(Math.abs(seconds))) >>> 0;
+      const alive = [4, 6].flatMap((family) =>
+        [wrong, currentTick()].map((last_seen) =>
+          put(family as 4 | 6, TCP, "established", { state: FLOW_STATE.ESTABLISHED, last_seen }),
+        ),
+      );
+      const first = await sweepInstance(object);
+      expect(first.clockRepaired).toBe(true);
+      expect(first.tables.every(({ report }) => report.expired === 0)).toBe(true);
+      for (const key of alive) expect(tables.flows.lookup(key)).toBeDefined();
+      const { jiffies_base, jiffies_mult } = jiffiesOf();
+      const now = tables.control.get();
+      expect(now.jiffies_mult).toBe(jiffies_mult);
+      expect(Math.abs(now.jiffies_base - Number(jiffies_base))).toBeLessThanOrEqual(1);
+      // Refreshed meanwhile, they outlive the next pass too; what is idle by the right clock does not.
+      for (const key of alive) {
+        const value = encode("flow", { state: FLOW_STATE.ESTABLISHED, last_seen: currentTick() });
+        tables.flows.table(key.family, "established").map.update(encodeFlowKey(key), value);
+      }
+      const idle = put(4, TCP, "established", { state: FLOW_STATE.ESTABLISHED, last_seen: ago(3 * HOUR) });
+      const second = await sweepInstance(object);
+      expect(second.clockRepaired).toBe(false);
+      for (const key of alive) expect(tables.flows.lookup(key)).toBeDefined();
+      expect(tables.flows.lookup(idle)).toBeUndefined();
+    },
+  );
+
+  it("keeps flows of the future, however the tick counter stands", async () => {
+    const keys = [1, 100, 100_000, 250_000_000].map((seconds) =>
+      put(4, UDP, "established", { last_seen: (currentTick() + secondsToTicks(seconds)) >>> 0 }),
+    );
+    const { report } = (await sweepInstance(object)).tables[0]!;
+    expect(report).toMatchObject({ entries: 4, expired: 0 });
+    expect(report.ages[0]).toBe(4);
+    for (const key of keys) expect(tables.flows.lookup(key)).toBeDefined();
+  });
+});
+
 describe("last hops", () => {
   const idleTicks = secondsToTicks(300);
   const release = () => releaseLastHops(tables, currentTick(), idleTicks);
+  const keyOf = (index: number) => tables.lastHops.keys.get({ ifindex: UPLINK, mac: mac(index) });
+  /** Begins one, and returns in its first grace period: when the key of that index has gone. */
+  const releaseUntilGrace = async (index: number): Promise<{ ended: Promise<number> }> => {
+    const ended = release();
+    while (keyOf(index) !== undefined) await turn();
+    return { ended };
+  };
 
   it("are given back if nobody names them, and only then", async () => {
     putLastHop(0, 1000);
@@ -276,10 +542,9 @@ describe("last hops", () => {
     putLastHop(1, 1000);
     putLastHop(2, 1000);
     put(4, UDP, "established", { last_hop: joinLastHop(GENERATION, 0) });
-    const released = release();
-    expect(tables.lastHops.keys.get({ ifindex: UPLINK, mac: mac(0) })).toBeUndefined();
+    const { ended } = await releaseUntilGrace(2);
     put(6, UDP, "embryonic", { last_hop: joinLastHop(GENERATION, 2) });
-    expect(await released).toBe(1);
+    expect(await ended).toBe(1);
     for (const index of [0, 2]) {
       expect(tables.lastHops.keys.get({ ifindex: UPLINK, mac: mac(index) })).toBe(index);
       expect(tables.lastHops.resolve(joinLastHop(GENERATION, index)).state).toBe("up");
@@ -290,9 +555,9 @@ describe("last hops", () => {
   it("go nevertheless if another index has the key by then", async () => {
     putLastHop(0, 1000);
     put(4, UDP, "established", { last_hop: joinLastHop(GENERATION, 0) });
-    const released = release();
+    const { ended } = await releaseUntilGrace(0);
     tables.lastHops.keys.set({ ifindex: UPLINK, mac: mac(0) }, 9);
-    expect(await released).toBe(1);
+    expect(await ended).toBe(1);
     expect(tables.lastHops.keys.get({ ifindex: UPLINK, mac: mac(0) })).toBe(9);
     expect(freeIndices()).toEqual([0]);
   });
@@ -304,7 +569,10 @@ describe("last hops", () => {
       tables.lastHops.aliases.set(index, 0);
     }
     const released = release();
+    await sleep(20); // in the grace period
     tables.lastHops.setAlias(1, GENERATION, 1); // a program finishes this one
+    tables.lastHops.keys.set({ ifindex: UPLINK, mac: mac(1) }, 1);
+    touch(1, currentTick());
     tables.lastHops.records.set(2, { ...tables.lastHops.records.get(2)!, generation: GENERATION + 1 });
     expect(await released).toBe(1);
     expect(freeIndices()).toEqual([0]);
@@ -320,5 +588,55 @@ describe("last hops", () => {
     touch(1, 0);
     expect(await release()).toBe(1);
     expect(freeIndices()).toEqual([0]);
+  });
+
+  const OWNER = ownerId("fw");
+
+  it("that another has taken the place of go when no flow names them, whoever made them", async () => {
+    for (const index of [0, 1, 2, 3])
+      putLastHop(index, 1000, { origin: ORIGIN.CONFIG, reserved: ownership(OWNER) });
+    for (const index of [0, 1, 2]) {
+      tables.lastHops.keys.delete({ ifindex: UPLINK, mac: mac(index) });
+      tables.lastHops.setAlias(index, GENERATION, 3);
+    }
+    tables.lastHops.setAlias(2, GENERATION, "drop");
+    put(4, TCP, "established", { state: FLOW_STATE.ESTABLISHED, last_hop: joinLastHop(GENERATION, 1) });
+    expect(await release()).toBe(2);
+    expect(freeIndices()).toEqual([0, 2]);
+    // The programs write neither of these when they use the record again.
+    for (const index of [0, 2]) expect(ownerOf(tables.lastHops.records.get(index)!)).toBe(NOBODY);
+    expect(tables.lastHops.resolve(joinLastHop(GENERATION, 1))).toMatchObject({ state: "alias", target: 3 });
+    expect(keyOf(3)).toBe(3);
+  });
+
+  it("that a device's MAC with other tags led to go as other learned ones do", async () => {
+    putLastHop(0, 1000, { reserved: ownership(OWNER) });
+    expect(await release()).toBe(1);
+  });
+
+  it("stay if a device takes them over in the grace period, or an alias comes to name them", async () => {
+    for (const index of [0, 1, 2]) putLastHop(index, 1000);
+    putLastHop(3, 10);
+    const { ended } = await releaseUntilGrace(2);
+    const record = tables.lastHops.records.get(0)!;
+    tables.lastHops.records.set(0, { ...record, origin: ORIGIN.MANUAL, reserved: ownership(OWNER) });
+    tables.lastHops.setAlias(3, GENERATION, 1);
+    expect(await ended).toBe(1);
+    expect(freeIndices()).toEqual([2]);
+    for (const index of [0, 1]) {
+      expect(keyOf(index)).toBe(index);
+      expect(tables.lastHops.resolve(joinLastHop(GENERATION, index)).state).toBe("up");
+    }
+  });
+
+  it("stay while flows are being copied to other tables", async () => {
+    putLastHop(0, 1000);
+    tables.control.set({ migrating: 1 });
+    expect(await release()).toBe(0);
+    tables.control.set({ migrating: 0 });
+    const { ended } = await releaseUntilGrace(0);
+    tables.control.set({ migrating: 1 });
+    expect(await ended).toBe(0);
+    expect(keyOf(0)).toBe(0);
   });
 });

@@ -80,6 +80,11 @@ export const STATUS: StatusReport = {
     { table: "flows4", entries: 524_288, max_entries: 1_048_576, memory_bytes: 100 * 2 ** 20 },
     { table: "flows6", entries: 3, max_entries: 1_048_576, memory_bytes: null },
   ],
+  tiers: [
+    { tier: "established", entries: 524_291, max_entries: 2_097_152, fill: 0.25, evicted: 0 },
+    { tier: "embryonic", entries: 5, max_entries: 131_072, fill: 5 / 131_072, evicted: 12 },
+  ],
+  last_pass: { ended_seconds_ago: 12.3, duration_seconds: 4.21, entries: 524_400, expired: 104 },
 };
 
 export const LAST_HOP: LastHopEntry = {
@@ -91,11 +96,13 @@ export const LAST_HOP: LastHopEntry = {
   tags: [{ protocol: "802.1q", vid: 10 }],
   state: "up",
   origin: "learned",
+  device: null,
   flows: 1234,
   request_packets: 5000,
   request_bytes: 1_048_576,
   reply_packets: 4000,
   reply_bytes: 999,
+  relearns: 7,
   idle_seconds: 252,
 };
 
@@ -163,10 +170,17 @@ export const SWEEP: SweepReport = {
       states: { established: 998_000, closed: 1000, new: 0 },
       local_origin: 12,
       ages_seconds: { "1": 999_000 },
+      evicted: { established: 7, closed: 0 },
     },
-    { table: "flows6", entries: 0, expired: 0, states: {}, local_origin: 0, ages_seconds: {} },
+    { table: "flows6", entries: 0, expired: 0, states: {}, local_origin: 0, ages_seconds: {}, evicted: {} },
+  ],
+  zones: [
+    { zone: 0, table: "flows4", states: { established: 997_000, closed: 1000, new: 0 } },
+    { zone: 0, table: "flows6", states: { established: 0 } },
+    { zone: null, table: "flows4", states: { established: 1000 } },
   ],
   last_hops_released: 1,
+  clock_repaired: false,
 };
 
 export const DOCTOR: DoctorReport = {

@@ -21,7 +21,7 @@ const PROGRAM = repositoryPath("dist/cli/main.js");
 const BPF_FS_MAGIC = 0xcafe4a11;
 
 /** Mounts bpffs where it belongs unless it is; two at once do not mount it twice. */
-async function ensureBpffs(): Promise<void> {
+export async function ensureBpffs(): Promise<void> {
   if (statfsSync(BPFFS).type === BPF_FS_MAGIC) return;
   const once = `[ "$(stat -f -c %T ${BPFFS})" = bpf_fs ] || mount -t bpf bpf ${BPFFS}`;
   await must(["flock", "/run/lock/lasthop-test-bpffs", "sh", "-c", once]);
@@ -36,20 +36,23 @@ export interface AttachFlags {
 export class Lasthop {
   readonly #host: Namespace;
   readonly #pinRoot: string;
+  readonly #program: string;
 
-  private constructor(host: Namespace, pinRoot: string) {
+  private constructor(host: Namespace, pinRoot: string, program: string) {
     this.#host = host;
     this.#pinRoot = pinRoot;
+    this.#program = program;
   }
 
-  static async on(lab: Lab, host: Namespace): Promise<Lasthop> {
-    if (!existsSync(PROGRAM)) throw new Error(`${PROGRAM} is missing: run \`make build\``);
+  /** `program` is another build's. */
+  static async on(lab: Lab, host: Namespace, program: string = PROGRAM): Promise<Lasthop> {
+    if (!existsSync(program)) throw new Error(`${program} is missing: run \`make build\``);
     await ensureBpffs();
-    return new Lasthop(host, lab.pinRoot);
+    return new Lasthop(host, lab.pinRoot, program);
   }
 
   argv(...args: string[]): string[] {
-    return [process.execPath, PROGRAM, "--pin-root", this.#pinRoot, ...args];
+    return [process.execPath, this.#program, "--pin-root", this.#pinRoot, ...args];
   }
 
   /** Whatever its status. */

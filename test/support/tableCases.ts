@@ -497,7 +497,8 @@ export function describeTables(label: string, makeSource: () => TestSource): voi
 
     it("clears one half of the counts of references", () => {
       for (const index of [0, 255, LAST_HOPS_MAX, LAST_HOPS_MAX + 255]) tables.lastHops.refs.set(index, 5);
-      tables.lastHops.clearRefs(LAST_HOPS_MAX);
+      tables.allocations.set(0, { last_hops: 256 });
+      expect([...tables.lastHops.clearRefs(LAST_HOPS_MAX)]).toHaveLength(1);
       const left = [...tables.lastHops.refs.entries()].filter(([, count]) => count > 0);
       expect(left.map(([index]) => index)).toEqual([0, 255]);
     });

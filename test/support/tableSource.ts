@@ -36,6 +36,7 @@ const SHAPES: Readonly<Record<string, Shape>> = {
   budgets: { type: "ARRAY", key: 4, value: "budget", entries: SLOTS },
   egress_devices: { type: "DEVMAP", key: 4, value: 4, entries: SLOTS },
   vms: { type: "HASH", key: "vm_key", value: "vm", entries: 1024 },
+  fragments: { type: "LRU_HASH", key: "fragment_key", value: "fragment", entries: 1024 },
   traces: { type: "HASH", key: "flow6_key", value: 4, entries: 64 },
   allocations: { type: "ARRAY", key: 4, value: "allocations", entries: 1 },
   control: { type: "ARRAY", key: 4, value: "control", entries: 1 },
@@ -156,9 +157,9 @@ class MemoryMap implements TableMap {
     return this.#queue.shift();
   }
 
-  *batches(chunk: number) {
+  *batches(chunk: number, from = 0) {
     const all = [...this.#entries];
-    for (let first = 0; first < all.length; first += chunk) {
+    for (let first = from; first < all.length; first += chunk) {
       const part = all.slice(first, first + chunk);
       const keys = Buffer.concat(part.map(([key]) => Buffer.from(key, "hex")));
       const values = Buffer.concat(part.map(([, value]) => value));
@@ -166,13 +167,8 @@ class MemoryMap implements TableMap {
     }
   }
 
-  deleteBatch(keys: Uint8Array, count: number): number {
-    const size = bytes(this.#shape.key);
-    let deleted = 0;
-    for (let index = 0; index < count; index++) {
-      if (this.delete(keys.subarray(index * size, (index + 1) * size))) deleted++;
-    }
-    return deleted;
+  takeInto(key: Uint8Array, value: Uint8Array): boolean {
+    return this.lookupInto(key, value) && this.delete(key);
   }
 
   updateBatch(keys: Uint8Array, values: Uint8Array, count: number): number {

@@ -84,9 +84,52 @@ function addHost({ plan, site, options, number, suffix }: Building): void {
   if (options.uplinks === "shared") site.addUplink(`up${suffix}`, mac(0x0a, 0, number));
 }
 
-function joinUplink({ plan, site, suffix }: Building, name: string): void {
-  if (site.kind === "bridged") plan.add(site.host, `link set dev ${name} master br${suffix}`);
+function joinUplink(plan: Plan, site: Site, name: string): void {
+  if (site.kind === "bridged") plan.add(site.host, `link set dev ${name} master br${suffixOf(site.number)}`);
   plan.add(site.host, `link set dev ${name} up`);
+}
+
+/** What depends on a firewall's interface towards the VMs. */
+function addInside(
+  plan: Plan,
+  site: Site,
+  { namespace, address }: Firewall,
+  index: number,
+  shared: boolean,
+): void {
+  plan.add(namespace, `link set dev ${INSIDE} up`);
+  addAddress(plan, namespace, INSIDE, address);
+  if (site.kind === "bridged") return;
+  const host = transfer(shared, index, "host");
+  for (const family of FAMILIES) plan.add(namespace, `route add ${VM_PREFIX[family]} via ${host[family]}`);
+}
+
+/** A firewall's own uplink, with everything that depends on it. */
+function plugUplink(plan: Plan, site: Site, firewall: Firewall, index: number): void {
+  const { name, namespace } = firewall;
+  const uplink = site.uplinkOf(name);
+  plan.veth(
+    { namespace, name: INSIDE, mac: firewall.mac },
+    { namespace: site.host, name: uplink, mac: site.uplinkMac(name) },
+  );
+  joinUplink(plan, site, uplink);
+  if (site.kind !== "bridged") addAddress(plan, site.host, uplink, transfer(false, index, "host"));
+  addInside(plan, site, firewall, index, false);
+}
+
+/**
+ * The same uplink, as when its driver is loaded again: another interface index. A routing host loses the routes that
+ * go there, by default those to all clients.
+ */
+export async function replugUplink(site: Site, name: string, defaultGateway = "b"): Promise<void> {
+  const firewall = site.firewall(name);
+  await site.host.ip(`link del dev ${site.uplinkOf(name)}`);
+  const plan = new Plan();
+  plugUplink(plan, site, firewall, [...site.firewalls.keys()].indexOf(name));
+  if (site.kind !== "bridged" && name === defaultGateway) {
+    for (const family of FAMILIES) plan.add(site.host, `route add default via ${firewall.address[family]}`);
+  }
+  await must(["sh"], { input: plan.script([]) });
 }
 
 function addSwitch(building: Building): void {
@@ -105,7 +148,7 @@ function addSwitch(building: Building): void {
     { namespace: site.host, name: uplink, mac: mac(0x0a, 0, number) },
     { namespace: building.switch, name: "host", mac: mac(0x5a, 0) },
   );
-  joinUplink(building, uplink);
+  joinUplink(plan, site, uplink);
   if (site.kind !== "bridged") addAddress(plan, site.host, uplink, transfer(true, 0, "host"));
 }
 
@@ -117,23 +160,15 @@ function addFirewall(building: Building, index: number): void {
   const inside = site.kind === "bridged" ? vmAddress(index + 1) : transfer(shared, index, "firewall");
   const firewall = new Firewall(name, namespace, mac(0x0f, index + 1), inside);
   site.firewalls.set(name, firewall);
-  const end = { namespace, name: INSIDE, mac: firewall.mac };
+  plan.add(namespace, "link set dev lo up");
   if (building.switch !== undefined) {
+    const end = { namespace, name: INSIDE, mac: firewall.mac };
     plan.veth(end, { namespace: building.switch, name: `fw-${name}`, mac: mac(0x5a, index + 1) });
     plan.add(building.switch, `link set dev fw-${name} master sw`, `link set dev fw-${name} up`);
+    addInside(plan, site, firewall, index, true);
   } else {
-    const uplink = `up-${name}${suffix}`;
-    const uplinkMac = mac(0x0a, index + 1, number);
-    site.addUplink(uplink, uplinkMac);
-    plan.veth(end, { namespace: site.host, name: uplink, mac: uplinkMac });
-    joinUplink(building, uplink);
-    if (site.kind !== "bridged") addAddress(plan, site.host, uplink, transfer(false, index, "host"));
-  }
-  plan.add(namespace, "link set dev lo up", `link set dev ${INSIDE} up`);
-  addAddress(plan, namespace, INSIDE, inside);
-  if (site.kind !== "bridged") {
-    const host = transfer(shared, index, "host");
-    for (const family of FAMILIES) plan.add(namespace, `route add ${VM_PREFIX[family]} via ${host[family]}`);
+    site.addUplink(`up-${name}${suffix}`, mac(0x0a, index + 1, number));
+    plugUplink(plan, site, firewall, index);
   }
   plan.sysctls.set(namespace, [...FORWARDING, `net.netfilter.nf_conntrack_tcp_loose=${loose ? 1 : 0}`]);
   plan.rulesets.set(namespace, ruleset(loose));
@@ -221,7 +256,7 @@ function addOnLinkClient(building: Building): void {
     uplink = `up-x${suffix}`;
     const uplinkMac = mac(0x0a, 0xcc, number);
     plan.veth(near, { namespace: site.host, name: uplink, mac: uplinkMac });
-    joinUplink(building, uplink);
+    joinUplink(plan, site, uplink);
     site.addUplink(uplink, uplinkMac);
   }
   const address =

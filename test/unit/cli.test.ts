@@ -56,7 +56,7 @@ interface BadLine {
 }
 
 const BAD_LINES: BadLine[] = [
-  { line: "", message: /a command is missing/, hint: /attach, detach, status/ },
+  { line: "", message: /a command is missing/, hint: /attach, detach, plan/ },
   { line: "flows", message: /a command is missing/, hint: /list, show, flush/ },
   { line: "atach eth0 --role tap", message: /unknown command "atach"/, hint: /Did you mean "attach"\?/ },
   { line: "frobnicate", message: /unknown command "frobnicate"/, hint: /Commands: attach/ },

@@ -194,6 +194,10 @@ describe("status", () => {
       TABLE   ENTRIES      MAX  USED   MEMORY
       flows4   524288  1048576   50%  100 MiB
       flows6        3  1048576   <1%        -
+
+      established flows: 25% full, 0 evicted
+      embryonic flows: <1% full, 12 evicted
+      last expiry pass: ended 12s ago, took 4.21 s, expired 104 of 524400 flows
       "
     `);
     expect((await run("status --json")).stdout).toBe(`${JSON.stringify(STATUS)}\n`);
@@ -308,7 +312,7 @@ describe("flows", () => {
   });
 
   test("flush says how many", async () => {
-    vi.mocked(flushFlows).mockReturnValue({ removed: 1 });
+    vi.mocked(flushFlows).mockResolvedValue({ removed: 1 });
     expect((await run("flows flush --state syn")).stdout).toBe("removed 1 flow\n");
     expect(flushFlows).toHaveBeenLastCalledWith(context, { state: "syn" });
     expect((await run("flows flush --all --json")).stdout).toBe('{"removed":1}\n');
@@ -319,8 +323,8 @@ describe("flows", () => {
 test("last-hops list is a table", async () => {
   vi.mocked(listLastHops).mockReturnValue([LAST_HOP]);
   expect((await run("last-hops list")).stdout).toMatchInlineSnapshot(`
-    "INDEX  MAC                INTERFACE  VLAN  STATE  ORIGIN   FLOWS  REQUESTS  BYTES  REPLIES  BYTES   IDLE
-        1  02:00:00:00:0a:01  eth0       10    up     learned   1234      5000  1 MiB     4000  999 B  4m12s
+    "INDEX  MAC                INTERFACE  VLAN  STATE  ORIGIN   DEVICE  FLOWS  REQUESTS  BYTES  REPLIES  BYTES  RELEARNS   IDLE
+        1  02:00:00:00:0a:01  eth0       10    up     learned  -        1234      5000  1 MiB     4000  999 B         7  4m12s
     "
   `);
   expect(JSON.parse((await run("last-hops list -j")).stdout)).toEqual({ last_hops: [LAST_HOP] });
@@ -442,9 +446,13 @@ test("sweep sums up", async () => {
     "expired 1000 of 1000000 flows in 215 ms (60 kernel calls, the longest 4.1 ms)
     released 1 last hop
 
-    TABLE   ENTRIES  EXPIRED  LOCAL ORIGIN  STATES
-    flows4  1000000     1000            12  established 998000, closed 1000
-    flows6        0        0             0  -
+    TABLE   ENTRIES  EXPIRED  LOCAL ORIGIN  STATES                           EVICTED
+    flows4  1000000     1000            12  established 998000, closed 1000  established 7
+    flows6        0        0             0  -                                -
+
+      ZONE  TABLE   STATES
+         0  flows4  established 997000, closed 1000
+    others  flows4  established 1000
     "
   `);
   expect(sweep).toHaveBeenLastCalledWith(context, {});

@@ -27,7 +27,10 @@ describe("codec", () => {
       const bytes = pattern(sizeOf(name));
       // 64-bit fields are exact below 2^53 only, and a text ends with NUL.
       for (const field of Object.values(STRUCTS[name].fields)) {
-        if (field.kind === "text") bytes.fill(0, field.offset + field.size - 1, field.offset + field.size);
+        if (field.kind === "text") {
+          const end = field.offset + field.size;
+          bytes.fill("a".repeat(field.size - 1), field.offset, end - 1).fill(0, end - 1, end);
+        }
         if (field.kind === "u64") bytes.fill(0, field.offset + 6, field.offset + 8);
         if (field.kind === "array" && field.element.kind === "u64") {
           for (let index = 0; index < field.count; index++)

@@ -148,7 +148,7 @@ test("bridge forwarding entries, learned, made by hand, and the bridge's own", (
     .map(decodeFdbEntry)
     .filter((entry) => entry?.master === 4);
   const port = { ifindex: 2, master: 4, vlan: null };
-  expect(onBridge).toContainEqual({ ...port, mac: "02:00:00:00:00:0a", local: false });
+  expect(onBridge).toContainEqual({ ...port, mac: "02:00:00:00:00:0a", local: false, ages: true });
   expect(onBridge).toContainEqual({ ...port, mac: "02:00:00:00:00:77", local: false });
   expect(onBridge).toContainEqual({ ...port, mac: "02:00:00:00:00:0b", local: true });
 });

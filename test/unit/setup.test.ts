@@ -53,6 +53,7 @@ function setUp(machine: Machine, ...args: string[]) {
     `LIST='${words(machine.available ?? [])}'; ${last} echo '  Candidate: 1.0'; exit;; esac; echo '  Candidate: (none)'`,
   );
   command("apt-get", `echo "apt-get $DEBIAN_FRONTEND $*" >> ${log}`);
+  command("systemctl", `echo "systemctl $*" >> ${log}`);
   command("npm", `echo "npm $*" >> ${log}`);
   command("id", "echo 0");
   const [major, minor] = (machine.nodeVersion ?? "20.19.0").split(".").map(Number) as [number, number];
@@ -94,6 +95,23 @@ describe("set-up", () => {
       "apt-get  update -q",
       "apt-get noninteractive install -y -q --no-install-recommends clang tshark",
     ]);
+  });
+
+  test("does not let a server start that comes with a package", () => {
+    const installed = firsts.filter((name) => name !== "prometheus");
+    expect(setUp({ installed, available: ["prometheus"] }).calls).toEqual([
+      "apt-get  update -q",
+      "systemctl mask --quiet prometheus.service",
+      "apt-get noninteractive install -y -q --no-install-recommends prometheus",
+    ]);
+    const unmasked = setUp({ installed, available: ["prometheus"], failing: { systemctl: 1 } });
+    expect([unmasked.status, unmasked.calls.at(-1)]).toEqual([
+      1,
+      "systemctl mask --quiet prometheus.service",
+    ]);
+    expect(unmasked.stderr).toMatch(/could not mask prometheus\.service/);
+    const without = setUp({ installed, available: ["prometheus"], without: ["systemctl"] });
+    expect([without.status, without.calls.length]).toEqual([0, 2]);
   });
 
   test("chooses the alternative that apt has", () => {

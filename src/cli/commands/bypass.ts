@@ -13,7 +13,7 @@ export const bypassCommand = defineCommand({
     ["bypass on", "every packet goes as it would without lasthop"],
     ["bypass off", "work again"],
   ],
-  words: { switch: { describe: "on or off" } },
+  words: { switch: { describe: "on or off", value: "on|off" } },
   async run(args, context) {
     const on = parseSwitch(args.switch) === "on";
     const { setBypass } = await import("../../ops/bypass.ts");

@@ -99,7 +99,7 @@ const flushCommand = defineCommand({
       throw usageError("nothing says which flows", "Give a filter, or --all for every flow.");
     }
     const { flushFlows } = await import("../../ops/flows.ts");
-    const result = flushFlows(context.op, filter);
+    const result = await flushFlows(context.op, filter);
     await printResult(context, result, () => `removed ${plural(result.removed, "flow")}\n`);
   },
 });

@@ -23,7 +23,7 @@ export const lastHopsGroup: CommandGroup = {
   commands: [listCommand],
 };
 
-function lastHopsText(entries: LastHopEntry[]): string {
+export function lastHopsText(entries: LastHopEntry[]): string {
   if (entries.length === 0) return "no last hop was learned\n";
   return table(
     [
@@ -33,11 +33,13 @@ function lastHopsText(entries: LastHopEntry[]): string {
       { title: "VLAN" },
       { title: "STATE" },
       { title: "ORIGIN" },
+      { title: "DEVICE" },
       { title: "FLOWS", right: true },
       { title: "REQUESTS", right: true },
       { title: "BYTES", right: true },
       { title: "REPLIES", right: true },
       { title: "BYTES", right: true },
+      { title: "RELEARNS", right: true },
       { title: "IDLE", right: true },
     ],
     entries.map((entry) => [
@@ -47,11 +49,13 @@ function lastHopsText(entries: LastHopEntry[]): string {
       tags(entry.tags),
       entry.state,
       entry.origin,
+      entry.device,
       entry.flows,
       entry.request_packets,
       bytes(entry.request_bytes),
       entry.reply_packets,
       bytes(entry.reply_bytes),
+      entry.relearns,
       entry.idle_seconds === null ? null : age(entry.idle_seconds),
     ]),
   );

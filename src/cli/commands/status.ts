@@ -2,7 +2,7 @@
 
 import type { StatusReport } from "../../ops/types.ts";
 import { defineCommand, printResult } from "../command.ts";
-import { bytes, percent } from "../format.ts";
+import { age, bytes, duration, percent, plural } from "../format.ts";
 import { printable, table } from "../table.ts";
 
 export const statusCommand = defineCommand({
@@ -19,7 +19,7 @@ export const statusCommand = defineCommand({
 function statusText(report: StatusReport): string {
   const head = `tables in ${printable(report.pin_path)}, ABI ${report.abi}\n`;
   const bypass = report.bypass ? "BYPASS IS ON: every packet passes (lasthop bypass off)\n" : "";
-  return [head + bypass, interfaces(report), programs(report), tables(report)].join("\n");
+  return [head + bypass, interfaces(report), programs(report), tables(report), tiers(report)].join("\n");
 }
 
 function interfaces(report: StatusReport): string {
@@ -77,6 +77,19 @@ function tables(report: StatusReport): string {
       memory(item.memory_bytes),
     ]),
   );
+}
+
+function tiers(report: StatusReport): string {
+  const lines = report.tiers.map(
+    ({ tier, entries, max_entries, evicted }) =>
+      `${tier} flows: ${percent(entries, max_entries)} full, ${evicted} evicted\n`,
+  );
+  const pass = report.last_pass;
+  const text = pass
+    ? `last expiry pass: ended ${age(pass.ended_seconds_ago)} ago, took ${duration(pass.duration_seconds)}, ` +
+      `expired ${pass.expired} of ${plural(pass.entries, "flow")}`
+    : "no expiry pass yet (lasthop sweep)";
+  return `${lines.join("")}${text}\n`;
 }
 
 function memory(count: number | null): string | null {

@@ -4,7 +4,7 @@ import type { SweepReport } from "../../ops/types.ts";
 import { secondsOption } from "../arguments.ts";
 import { defineCommand, printResult } from "../command.ts";
 import { duration, plural } from "../format.ts";
-import { table } from "../table.ts";
+import { type Cell, table } from "../table.ts";
 
 export const sweepCommand = defineCommand({
   name: "sweep",
@@ -26,12 +26,18 @@ export const sweepCommand = defineCommand({
 function sweepText(report: SweepReport): string {
   const total = (key: "entries" | "expired") => report.tables.reduce((sum, item) => sum + item[key], 0);
   const calls = `${plural(report.calls, "kernel call")}, the longest ${duration(report.longest_call_seconds)}`;
-  const rows = report.tables.map((item) => {
-    const states = Object.entries(item.states).filter(([, count]) => count > 0);
-    const text = states.map(([state, count]) => `${state} ${count}`).join(", ");
-    return [item.table, item.entries, item.expired, item.local_origin, text || null];
-  });
+  const rows = report.tables.map((item) => [
+    item.table,
+    item.entries,
+    item.expired,
+    item.local_origin,
+    states(item.states),
+    states(item.evicted),
+  ]);
   return [
+    report.clock_repaired
+      ? "the programs' clock was wrong and has been set right; nothing was expired: sweep again in a minute\n"
+      : "",
     `expired ${total("expired")} of ${plural(total("entries"), "flow")} `,
     `in ${duration(report.duration_seconds)} (${calls})\n`,
     `released ${plural(report.last_hops_released, "last hop")}\n\n`,
@@ -42,8 +48,24 @@ function sweepText(report: SweepReport): string {
         { title: "EXPIRED", right: true },
         { title: "LOCAL ORIGIN", right: true },
         { title: "STATES" },
+        { title: "EVICTED" },
       ],
       rows,
     ),
+    zones(report),
   ].join("");
+}
+
+/** Those that have flows. */
+function zones(report: SweepReport): string {
+  const rows: Cell[][] = report.zones
+    .map((item) => [item.zone ?? "others", item.table, states(item.states)])
+    .filter(([, , text]) => text !== null);
+  if (rows.length === 0) return "";
+  return `\n${table([{ title: "ZONE", right: true }, { title: "TABLE" }, { title: "STATES" }], rows)}`;
+}
+
+function states(counts: Record<string, number>): string | null {
+  const some = Object.entries(counts).filter(([, count]) => count > 0);
+  return some.map(([state, count]) => `${state} ${count}`).join(", ") || null;
 }

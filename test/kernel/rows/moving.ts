@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Refresh, relearn, restart: what a further request does to a flow, and what must not move it.
 
-import { currentTick } from "../../../src/abi/codec.ts";
-import { INTERFACE_FLAG } from "../../../src/abi/layout.gen.ts";
+import { currentTick, joinLastHop } from "../../../src/abi/codec.ts";
+import { INTERFACE_FLAG, LAST_HOP_ROUTE } from "../../../src/abi/layout.gen.ts";
 import { ICMP_ERROR, icmpError, ipOf } from "../support/packet.ts";
 import type { Row, Step } from "../support/rows.ts";
 import { type Family, MAC, request } from "../support/scene.ts";
@@ -97,6 +97,63 @@ export const movingRows: Row[] = [
         { at: "tap_1", packet: v(f, "A"), reason: "redirect", to: B, flow: { ...unmoved, lastHop: B } },
         { at: "uplink_a", packet: c(f, "A"), reason: "relearn", flow: unmoved },
         { at: "tap_1", packet: v(f, "A"), reason: "redirect", to: A },
+      ],
+    }),
+  },
+  {
+    description: "a record that took another's place: the flow goes on with it, and that is no relearn",
+    make: (f) => ({
+      tuple: talk.tcpTuple(f),
+      given: (world) => world.changeControl({ relearn_damping: 4 }),
+      steps: [
+        ...handshake(f),
+        {
+          // As when an uplink returned under another index: the alias was written, the frames come from there.
+          before: (world) => {
+            const { index } = world.lastHop(world.flow(talk.tcpTuple(f))!.flow.last_hop);
+            world.putLastHop(40, B);
+            const generation = world.flow(talk.tcpTuple(f))!.flow.last_hop >>> 20;
+            world.setAlias(index, joinLastHop(generation, 40));
+          },
+          at: "tap_1",
+          packet: v(f, "A"),
+          reason: "redirect",
+          to: B,
+          flow: unmoved,
+        },
+        {
+          at: "uplink_b",
+          packet: c(f, "A", { frame: viaB }),
+          reason: "refresh",
+          flow: { ...unmoved, lastHop: B },
+          check: (world) => {
+            const { moved } = world.flow(talk.tcpTuple(f))!.flow;
+            if (moved !== 0 || world.stats(40).relearns !== 0) throw new Error("counted as a relearn");
+          },
+        },
+        { at: "tap_1", packet: v(f, "A"), reason: "redirect", to: B },
+        // From where it no longer is, it is a relearn as ever.
+        { at: "uplink_a", packet: c(f, "A"), reason: "relearn" },
+      ],
+    }),
+  },
+  {
+    description: "a device that is down has no successor",
+    make: (f) => ({
+      tuple: talk.udpTuple(f),
+      steps: [
+        ...datagrams(f),
+        {
+          before: (world) => {
+            const { index } = world.lastHop(world.flow(talk.udpTuple(f))!.flow.last_hop);
+            const generation = world.flow(talk.udpTuple(f))!.flow.last_hop >>> 20;
+            world.setAlias(index, joinLastHop(generation, LAST_HOP_ROUTE));
+          },
+          at: "uplink_b",
+          packet: cu(f, viaB),
+          reason: "relearn",
+          flow: { lastHop: B },
+        },
       ],
     }),
   },

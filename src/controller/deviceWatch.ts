@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+// One device as the monitor follows it: what was seen of its addresses and its probe. No kernel, no clock.
+
+import { CAUSE, DEVICE_STATE, PROBE_KIND } from "../abi/layout.gen.ts";
+import { formatMac, parseMac } from "../addresses.ts";
+import type { Neighbour } from "../kernel/rtnetlink.ts";
+import { type Device, deviceAddresses, isZero } from "../tables/index.ts";
+import {
+  type Evidence,
+  judge,
+  type MacHistory,
+  macHistory,
+  macSeen,
+  neighbourStep,
+  type ProbeHistory,
+  probed,
+  probeHistory,
+  type Reachability,
+  UNKNOWN_REACHABILITY,
+  type Verdict,
+} from "./deviceStates.ts";
+import { addressText } from "./devices.ts";
+
+interface WatchedAddress {
+  text: string;
+  history: MacHistory;
+  /** What the neighbour table showed last. */
+  shown: string | null;
+  /** By the interface on which it was asked for. */
+  reach: Map<number, Reachability>;
+}
+
+/** What follows from something that was seen. */
+export interface Sighting {
+  /** Everybody on the link is to be asked for the address. */
+  ask: boolean;
+  /** The device's MAC is another one now. */
+  moved: { from: string | null; to: string } | null;
+  /** The MAC has changed too often: it stays what it is for so long. */
+  held: { kept: string; other: string; seconds: number } | null;
+  /** Flaps to add to the device's count. */
+  flaps: number;
+}
+
+const NOTHING: Sighting = { ask: false, moved: null, held: null, flaps: 0 };
+
+export class DeviceWatch {
+  readonly name: string;
+  #device: Device;
+  #addresses: Map<string, WatchedAddress>;
+  #probe: ProbeHistory | null;
+
+  constructor(name: string, device: Device) {
+    this.name = name;
+    this.#device = device;
+    this.#addresses = watchedAddresses(device, new Map());
+    this.#probe = hasProbe(device) ? probeHistory(isDownBy(device, CAUSE.PROBE)) : null;
+  }
+
+  /** As in the table, with what was observed since. */
+  get device(): Device {
+    return this.#device;
+  }
+
+  get addresses(): string[] {
+    return [...this.#addresses.keys()];
+  }
+
+  /** Those that were last seen at a MAC. */
+  addressesAt(mac: string): string[] {
+    return [...this.#addresses.values()].filter(({ shown }) => shown === mac).map(({ text }) => text);
+  }
+
+  /** The operator, or the configuration, has changed it. What was seen of an address that stays is kept. */
+  change(device: Device): void {
+    const sameProbe = this.#probe !== null && sameAsked(this.#device, device);
+    this.#addresses = watchedAddresses(device, this.#addresses);
+    if (!sameProbe) this.#probe = hasProbe(device) ? probeHistory(isDownBy(device, CAUSE.PROBE)) : null;
+    const { state, cause, changed, flaps } = this.#device;
+    this.#device = { ...device, state, cause, changed, flaps };
+    this.#writeMacs();
+  }
+
+  /** The neighbour table says something of one of its addresses; `gone`: that it no longer has it. */
+  neighbourSeen(neighbour: Neighbour, nowMs: number): Sighting {
+    const address = this.#addresses.get(neighbour.address);
+    if (!address) return NOTHING;
+    const { ifindex, state, mac } = neighbour;
+    const before = address.reach.get(ifindex) ?? UNKNOWN_REACHABILITY;
+    const { ask, ...reach } = neighbourStep(before, state, mac !== null);
+    address.reach.set(ifindex, reach);
+    if (reach.evidence === "bad") return { ...NOTHING, ask, moved: this.#abandon(address) };
+    if (mac === null || mac === address.shown || reach.evidence !== "good") return { ...NOTHING, ask };
+    address.shown = mac;
+    return { ...this.#macStep(address, mac, nowMs), ask };
+  }
+
+  /** What was held back may be due. */
+  due(nowMs: number): Sighting[] {
+    return [...this.#addresses.values()]
+      .filter(({ shown, history }) => shown !== null && shown !== history.mac && nowMs >= history.heldUntil)
+      .map((address) => this.#macStep(address, address.shown!, nowMs))
+      .filter(({ moved }) => moved !== null);
+  }
+
+  probed(ok: boolean): void {
+    if (this.#probe) this.#probe = probed(this.#probe, ok, this.#device.probe);
+  }
+
+  /** `ifindexes`: where its addresses are asked for; what other interfaces said is forgotten. */
+  judge(uplink: boolean, ifindexes: ReadonlySet<number>): Verdict {
+    const neighbours = [...this.#addresses.values()].map(({ reach }): Evidence => {
+      for (const ifindex of [...reach.keys()]) if (!ifindexes.has(ifindex)) reach.delete(ifindex);
+      const said = [...ifindexes].map((ifindex) => reach.get(ifindex)?.evidence ?? "unknown");
+      if (said.includes("good")) return "good";
+      return said.length > 0 && said.every((one) => one === "bad") ? "bad" : "unknown";
+    });
+    const probe = this.#probe === null ? null : this.#probe.evidence;
+    return judge({ operatorDown: this.#device.operator_down !== 0, uplink, neighbours, probe });
+  }
+
+  /** False if it is in that state already. */
+  enter({ state, cause }: Verdict, tick: number): boolean {
+    if (this.#device.state === state && this.#device.cause === cause) return false;
+    const changed = this.#device.state === state ? this.#device.changed : tick;
+    this.#device = { ...this.#device, state, cause, changed };
+    return true;
+  }
+
+  #macStep(address: WatchedAddress, mac: string, nowMs: number): Sighting {
+    const before = address.history.mac;
+    const { outcome, began, flap, ...history } = macSeen(address.history, mac, nowMs);
+    address.history = history;
+    const flaps = flap ? 1 : 0;
+    this.#device = { ...this.#device, flaps: this.#device.flaps + flaps };
+    if (outcome !== "taken") {
+      const held = began ? { kept: before!, other: mac, seconds: history.holdMs / 1000 } : null;
+      return { ...NOTHING, held, flaps };
+    }
+    this.#writeMacs();
+    return { ...NOTHING, moved: { from: before, to: mac }, flaps };
+  }
+
+  /** Nobody answers for an address: another of the device's tells where it is, if that has another MAC. */
+  #abandon(address: WatchedAddress): Sighting["moved"] {
+    const isGood = ({ reach }: WatchedAddress) =>
+      [...reach.values()].some(({ evidence }) => evidence === "good");
+    const from = address.history.mac;
+    const alive = [...this.#addresses.values()].filter(
+      (other) => isGood(other) && other.history.mac !== null,
+    );
+    const to = alive[0]?.history.mac ?? null;
+    if (isGood(address) || from === null || to === null) return null;
+    if (alive.some(({ history }) => history.mac === from)) return null;
+    address.history = macHistory(null);
+    address.shown = null;
+    this.#writeMacs();
+    return { from, to };
+  }
+
+  #writeMacs(): void {
+    const addresses = this.#device.addresses.map((entry) => {
+      const mac = this.#addresses.get(addressText(entry.octets))?.history.mac ?? null;
+      return { ...entry, mac: mac === null ? Buffer.alloc(6) : parseMac(mac)! };
+    });
+    this.#device = { ...this.#device, addresses };
+  }
+}
+
+function watchedAddresses(
+  device: Device,
+  known: ReadonlyMap<string, WatchedAddress>,
+): Map<string, WatchedAddress> {
+  return new Map(
+    deviceAddresses(device).map(({ octets, mac }) => {
+      const text = addressText(octets);
+      const history = macHistory(isZero(mac) ? null : formatMac(mac));
+      return [text, known.get(text) ?? { text, history, shown: history.mac, reach: new Map() }];
+    }),
+  );
+}
+
+export function hasProbe(device: Device): boolean {
+  return device.probe.kind !== PROBE_KIND.NONE;
+}
+
+function isDownBy(device: Device, cause: number): boolean {
+  return device.state === DEVICE_STATE.DOWN && device.cause === cause;
+}
+
+/** Whether both have the same probe. */
+function sameAsked(a: Device, b: Device): boolean {
+  const key = ({ probe, addresses }: Device): string =>
+    JSON.stringify([
+      probe.kind,
+      probe.port,
+      probe.fall,
+      probe.rise,
+      probe.target.octets,
+      addresses[0]?.octets,
+    ]);
+  return key(a) === key(b);
+}

@@ -1,0 +1,489 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Follows the operator's devices: whether they are up, and where their addresses are. What it finds out goes first
+ * into the aliases of their last hops, one write each, and then, under the lock, into their entries.
+ */
+
+import { CAUSE_NAMES, currentTick, DEVICE_STATE_NAMES, encode } from "../abi/codec.ts";
+import { CAUSE, DEVICE_STATE, PROBE_KIND } from "../abi/layout.gen.ts";
+import { isMappedIpv4, parseMac } from "../addresses.ts";
+import { NEIGHBOUR_PROBE_SECONDS } from "../config/defaults.ts";
+import { LasthopError } from "../errors.ts";
+import { type Instance, openInstance, withLock } from "../kernel/instance.ts";
+import { Netlink } from "../kernel/netlink.ts";
+import type { Address, Link, Neighbour } from "../kernel/rtnetlink.ts";
+import type { Logger } from "../log.ts";
+import { type Device, DeviceReader, ownerId, Tables } from "../tables/index.ts";
+import { applyStates, type Fleet, isOn, isUsable, readUplinks, type Uplink } from "./deviceFleet.ts";
+import { settle } from "./deviceLastHops.ts";
+import { stackInterfaces } from "./deviceStack.ts";
+import { addressOctets, addressText, probeTarget, sameDevice } from "./devices.ts";
+import { DeviceWatch, hasProbe, type Sighting } from "./deviceWatch.ts";
+import { inPieces } from "./pieces.ts";
+import { type ProbeOutcome, Prober } from "./probes.ts";
+
+/** How often what the command line may have changed is looked at. */
+const TICK_MS = 1_000;
+/** How often learned last hops that are a device's are looked for. */
+const SETTLE_TICKS = 10;
+/** Probes of many devices do not all go out at the same moment. */
+const JITTER = 0.1;
+
+export interface HealthOptions {
+  pinRoot: string;
+  log: Logger;
+  metrics: { probed(device: string, ok: boolean, seconds: number): void };
+}
+
+interface Opened {
+  instance: Instance;
+  tables: Tables;
+  netlink: Netlink;
+  reader: DeviceReader;
+}
+
+interface Probing {
+  timer: NodeJS.Timeout;
+}
+
+export class HealthMonitor {
+  readonly #options: HealthOptions;
+  readonly #watches = new Map<string, DeviceWatch>();
+  /** The entries as they were read last. */
+  readonly #seen = new Map<string, Device>();
+  readonly #probing = new Map<string, Probing>();
+  #byAddress = new Map<string, DeviceWatch[]>();
+  /** MACs that devices had, until their flows have followed. */
+  readonly #moves = new Map<string, Buffer>();
+  readonly #dirty = new Set<string>();
+  /** Why probes were not possible, as far as it was logged. */
+  readonly #unavailable = new Set<string>();
+  readonly #prober = new Prober();
+  #opened: Opened | undefined;
+  #links = new Map<number, Link>();
+  #uplinks = new Map<number, Uplink>();
+  #fleet: Fleet | undefined;
+  #tick: NodeJS.Timeout | undefined;
+  #ticks = 0;
+  #settling: Promise<void> | undefined;
+  #again = false;
+  #failed: string | null = null;
+
+  constructor(options: HealthOptions) {
+    this.#options = options;
+  }
+
+  /** Throws what opening the instance throws. */
+  start(): void {
+    const instance = openInstance(this.#options.pinRoot);
+    try {
+      const tables = new Tables(instance);
+      this.#opened = { instance, tables, netlink: new Netlink(), reader: new DeviceReader(tables.devices) };
+      this.#refresh();
+      this.#askNeighbours();
+    } catch (error) {
+      this.#close();
+      throw error;
+    }
+    this.#settleSoon();
+    this.#tick = setInterval(() => this.#guard(() => this.#onTick()), TICK_MS);
+  }
+
+  async stop(): Promise<void> {
+    clearInterval(this.#tick);
+    for (const { timer } of this.#probing.values()) clearTimeout(timer);
+    this.#probing.clear();
+    this.#prober.close();
+    await this.#settling;
+    this.#close();
+  }
+
+  /** Devices or interfaces were changed. */
+  devicesChanged(): void {
+    this.#guard(() => {
+      this.#refresh();
+      this.#askNeighbours();
+      this.#settleSoon();
+    });
+  }
+
+  /** An entry of the neighbour table; state "none" without a MAC: it is gone. */
+  neighbourChanged(neighbour: Neighbour): void {
+    if (!this.#byAddress.has(neighbour.address)) return;
+    this.#guard(() => {
+      this.#neighbourSeen(neighbour);
+      this.#mark();
+    });
+  }
+
+  /** A link that is gone is one that is down. */
+  linkChanged(link: Link): void {
+    this.#guard(() => {
+      this.#links.set(link.ifindex, link);
+      const uplink = this.#uplinks.get(link.ifindex);
+      if (!uplink) return;
+      uplink.usable = isUsable(link);
+      const settled = this.#fleet?.uplinks.get(link.ifindex);
+      if (settled) settled.usable = uplink.usable;
+      this.#judgeAll();
+      this.#mark();
+    });
+  }
+
+  /** What goes wrong here must not end the daemon: the next tick tries again. Said once. */
+  #guard(work: () => void): void {
+    if (!this.#opened) return;
+    try {
+      work();
+      this.#failed = null;
+    } catch (error) {
+      this.#complain(error);
+    }
+  }
+
+  #complain(error: unknown): void {
+    const message = error instanceof Error ? error.message : String(error);
+    if (message === this.#failed) return;
+    this.#failed = message;
+    const hint = error instanceof LasthopError && error.hint !== undefined ? { hint: error.hint } : {};
+    this.#options.log.error(`devices cannot be followed: ${message}`, hint);
+  }
+
+  #close(): void {
+    this.#opened?.netlink.close();
+    this.#opened?.instance.close();
+    this.#opened = undefined;
+  }
+
+  #onTick(): void {
+    this.#ticks++;
+    const changed = this.#readDevices();
+    for (const watch of this.#watches.values()) {
+      for (const sighting of watch.due(performance.now())) this.#follow(watch, sighting);
+    }
+    if (this.#ticks % NEIGHBOUR_PROBE_SECONDS === 0) {
+      this.#refresh();
+      this.#askNeighbours();
+    } else if (changed) {
+      this.#askNeighbours();
+    }
+    this.#judgeAll();
+    this.#mark();
+    if (changed || this.#dirty.size > 0 || this.#ticks % SETTLE_TICKS === 0) this.#settleSoon();
+  }
+
+  /** Everything that is asked of the kernel and the tables at once. */
+  #refresh(): void {
+    const { tables, netlink } = this.#opened!;
+    const links = netlink.links();
+    this.#links = new Map(links.map((link) => [link.ifindex, link]));
+    this.#uplinks = readUplinks(tables, links);
+    for (const uplink of this.#uplinks.values()) {
+      const settled = this.#fleet?.uplinks.get(uplink.ifindex);
+      if (settled) settled.usable = uplink.usable;
+    }
+    this.#readDevices();
+    this.#judgeAll();
+    this.#mark();
+  }
+
+  /** Takes up what the command line or the configuration has changed; true if anything. */
+  #readDevices(): boolean {
+    const found = new Map(this.#opened!.reader.read().map(({ name, device }) => [name, device]));
+    let changed = false;
+    for (const name of [...this.#watches.keys()]) {
+      if (found.has(name)) continue;
+      this.#seen.delete(name);
+      this.#watches.delete(name);
+      this.#dirty.delete(name);
+      this.#stopProbing(name);
+      changed = true;
+    }
+    for (const [name, device] of found) {
+      const watch = this.#watches.get(name);
+      if (!watch) {
+        this.#seen.set(name, device);
+        this.#watches.set(name, new DeviceWatch(name, device));
+        this.#startProbing(name);
+        changed = true;
+        continue;
+      }
+      if (device === this.#seen.get(name)) continue;
+      this.#seen.set(name, device);
+      const same = sameDevice(watch.device, device);
+      if (same && watch.device.operator_down === device.operator_down) {
+        if (!sameEntry(watch.device, device)) this.#dirty.add(name);
+        continue;
+      }
+      watch.change(device);
+      if (!same) {
+        this.#stopProbing(name);
+        this.#startProbing(name);
+      }
+      changed = true;
+    }
+    if (changed) this.#byAddress = byAddress(this.#watches.values());
+    return changed;
+  }
+
+  // Neighbours
+
+  #neighbourSeen(neighbour: Neighbour): void {
+    for (const watch of this.#byAddress.get(neighbour.address) ?? []) {
+      if (!this.#stackInterfaces(watch).has(neighbour.ifindex)) continue;
+      const sighting = watch.neighbourSeen(neighbour, performance.now());
+      if (sighting.ask) this.#opened!.netlink.askNeighbour(neighbour.ifindex, neighbour.address, "resolve");
+      this.#follow(watch, sighting);
+      this.#judge(watch);
+    }
+  }
+
+  #follow(watch: DeviceWatch, { moved, held, flaps }: Sighting): void {
+    const { log } = this.#options;
+    if (flaps > 0) this.#dirty.add(watch.name);
+    if (held) {
+      const message = `device ${watch.name}: its MAC changes too often; ${held.kept} is kept for ${held.seconds} s`;
+      log.warning(message, { device: watch.name, mac: held.kept, other_mac: held.other });
+    }
+    if (!moved) return;
+    const from = moved.from === null ? {} : { from: moved.from };
+    log.info(`device ${watch.name}: its MAC is ${moved.to}`, { device: watch.name, mac: moved.to, ...from });
+    if (moved.from !== null) {
+      this.#moves.set(moved.from.replaceAll(":", ""), parseMac(moved.to)!);
+      this.#askOthers(watch, moved.from);
+    }
+    this.#dirty.add(watch.name);
+    this.#settleSoon();
+  }
+
+  /** Addresses that were at the MAC that one has left: probably they have left it too. */
+  #askOthers(watch: DeviceWatch, mac: string): void {
+    const { netlink } = this.#opened!;
+    for (const address of watch.addressesAt(mac)) {
+      for (const ifindex of this.#stackInterfaces(watch)) {
+        netlink.askNeighbour(ifindex, address, "forget");
+        netlink.askNeighbour(ifindex, address, "resolve");
+      }
+    }
+  }
+
+  /** Has the kernel look whether the devices' addresses are still there, and reads what it knows. */
+  #askNeighbours(): void {
+    const watched = [...this.#watches.values()].filter(({ addresses }) => addresses.length > 0);
+    if (watched.length === 0) return;
+    const { netlink } = this.#opened!;
+    const known = new Map(netlink.neighbours().map((entry) => [`${entry.ifindex} ${entry.address}`, entry]));
+    for (const watch of watched) {
+      for (const ifindex of this.#stackInterfaces(watch)) {
+        for (const address of watch.addresses) {
+          const entry = known.get(`${ifindex} ${address}`);
+          if (entry) this.#neighbourSeen(entry);
+          this.#ask(ifindex, address, entry?.state ?? "none");
+        }
+      }
+    }
+  }
+
+  #ask(ifindex: number, address: string, state: Neighbour["state"]): void {
+    const { netlink } = this.#opened!;
+    if (state === "none" || state === "failed") netlink.askNeighbour(ifindex, address, "resolve");
+    else if (state === "stale" || state === "reachable" || state === "delay") {
+      netlink.askNeighbour(ifindex, address, "verify");
+    }
+  }
+
+  #stackInterfaces({ device }: DeviceWatch): Set<number> {
+    const { netlink } = this.#opened!;
+    return stackInterfaces(netlink, device, this.#uplinks.values(), this.#links.values());
+  }
+
+  // States
+
+  #judgeAll(): void {
+    for (const watch of this.#watches.values()) this.#judge(watch);
+  }
+
+  #judge(watch: DeviceWatch): void {
+    const uplink = [...this.#uplinks.values()].some((one) => one.usable && isOn(watch.device, one));
+    const before = watch.device.state;
+    if (!watch.enter(watch.judge(uplink, this.#stackInterfaces(watch)), currentTick())) return;
+    this.#dirty.add(watch.name);
+    const { state, cause } = watch.device;
+    const named = this.#fleet?.devices.get(ownerId(watch.name));
+    if (named) named.device = watch.device;
+    const fields = { device: watch.name, state: DEVICE_STATE_NAMES[state]!, cause: CAUSE_NAMES[cause]! };
+    const text = `device ${watch.name} is ${fields.state}`;
+    if (state === DEVICE_STATE.DOWN) this.#options.log.warning(`${text}: ${CAUSE_TEXTS[cause]}`, fields);
+    else if (before === DEVICE_STATE.DOWN) this.#options.log.info(text, fields);
+    else this.#options.log.debug(text, fields);
+  }
+
+  /** Without the lock: aliases of what is a device's already are nobody else's to write. */
+  #mark(): void {
+    const { tables, netlink } = this.#opened!;
+    if (!this.#fleet) return;
+    for (const named of this.#fleet.devices.values()) {
+      const watch = this.#watches.get(named.name);
+      if (watch) named.device = watch.device;
+    }
+    applyStates(tables, netlink, this.#fleet);
+    if (this.#dirty.size > 0) this.#settleSoon();
+  }
+
+  // Entries and last hops
+
+  #settleSoon(): void {
+    this.#again = true;
+    this.#settling ??= this.#settleAll().finally(() => {
+      this.#settling = undefined;
+    });
+  }
+
+  async #settleAll(): Promise<void> {
+    while (this.#again && this.#opened) {
+      this.#again = false;
+      try {
+        await withLock(this.#options.pinRoot, () => this.#settleLocked());
+      } catch (error) {
+        // Somebody is changing things for long: the next tick comes back to it.
+        if (!(error instanceof LasthopError && error.code === "E_LOCKED")) this.#complain(error);
+        return;
+      }
+    }
+  }
+
+  async #settleLocked(): Promise<void> {
+    const opened = this.#opened;
+    if (!opened) return;
+    this.#writeEntries(opened.tables);
+    const moves = new Map(this.#moves);
+    const { fleet, lines } = await inPieces(settle(opened, moves));
+    for (const [mac, to] of moves) if (this.#moves.get(mac) === to) this.#moves.delete(mac);
+    this.#fleet = fleet;
+    for (const line of lines) this.#options.log.debug(line);
+    // Something may have changed while the pieces ran.
+    this.#guard(() => this.#mark());
+  }
+
+  /** What was observed. An entry that was changed or removed meanwhile keeps what was asked. */
+  #writeEntries(tables: Tables): void {
+    for (const name of this.#dirty) {
+      const watch = this.#watches.get(name);
+      const entry = tables.devices.get({ name });
+      if (!watch || !entry || !sameDevice(entry, watch.device)) continue;
+      if (entry.operator_down !== watch.device.operator_down) continue;
+      tables.devices.set({ name }, watch.device);
+    }
+    this.#dirty.clear();
+  }
+
+  // Probes
+
+  #startProbing(name: string): void {
+    const watch = this.#watches.get(name);
+    if (!watch || !hasProbe(watch.device)) return;
+    const { interval_ms } = watch.device.probe;
+    const timer = setTimeout(() => void this.#probe(name), Math.random() * Math.min(interval_ms, TICK_MS));
+    this.#probing.set(name, { timer });
+  }
+
+  #stopProbing(name: string): void {
+    clearTimeout(this.#probing.get(name)?.timer);
+    this.#probing.delete(name);
+  }
+
+  async #probe(name: string): Promise<void> {
+    const probing = this.#probing.get(name);
+    const started = performance.now();
+    const watch = this.#watches.get(name);
+    if (!probing || !watch) return;
+    const { interval_ms } = watch.device.probe;
+    try {
+      const outcome = await this.#outcome(watch);
+      // Stopped, or begun anew, while it ran.
+      if (this.#probing.get(name) !== probing) return;
+      this.#guard(() => this.#probeEnded(watch, outcome));
+    } catch (error) {
+      this.#complain(error);
+    }
+    if (this.#probing.get(name) !== probing) return;
+    const pause = interval_ms * (1 + (Math.random() * 2 - 1) * JITTER) - (performance.now() - started);
+    probing.timer = setTimeout(() => void this.#probe(name), Math.max(pause, 1));
+  }
+
+  #probeEnded(watch: DeviceWatch, outcome: ProbeOutcome): void {
+    if (outcome.kind === "unavailable") {
+      this.#cannotProbe(watch.name, outcome.why);
+      return;
+    }
+    this.#options.metrics.probed(watch.name, outcome.kind === "ok", outcome.seconds);
+    watch.probed(outcome.kind === "ok");
+    this.#judge(watch);
+    this.#mark();
+  }
+
+  /** That says nothing of the device. The same reason is told once, whichever device it was first. */
+  #cannotProbe(device: string, why: string): void {
+    if (this.#unavailable.has(why)) return;
+    this.#unavailable.add(why);
+    this.#options.log.warning(`device ${device} cannot be probed: ${why}`, { device });
+  }
+
+  async #outcome(watch: DeviceWatch): Promise<ProbeOutcome> {
+    const { probe } = watch.device;
+    const target = probeTarget(watch.device);
+    const [ifindex] = this.#stackInterfaces(watch);
+    const link = ifindex === undefined ? undefined : this.#links.get(ifindex);
+    if (target === null) return { kind: "unavailable", why: "it has no address" };
+    if (!link) return { kind: "unavailable", why: "none of its interfaces is up" };
+    return await this.#prober.probe({
+      kind: probe.kind === PROBE_KIND.TCP ? "tcp" : "icmp",
+      target,
+      port: probe.port,
+      timeoutMs: probe.timeout_ms,
+      link,
+      source: sourceFor(target, this.#opened!.netlink.addresses(), link.ifindex),
+    });
+  }
+}
+
+function byAddress(watches: Iterable<DeviceWatch>): Map<string, DeviceWatch[]> {
+  const found = new Map<string, DeviceWatch[]>();
+  for (const watch of watches) {
+    for (const address of watch.addresses) found.set(address, [...(found.get(address) ?? []), watch]);
+  }
+  return found;
+}
+
+/** Of two entries that ask for the same. */
+function sameEntry(a: Device, b: Device): boolean {
+  return encode("device", a).equals(encode("device", b));
+}
+
+/** The host's address on an interface from which the target is asked; null if it has none of that family. */
+export function sourceFor(target: Buffer, addresses: readonly Address[], ifindex: number): string | null {
+  const family = isMappedIpv4(target) ? 4 : 6;
+  const own = addresses.filter((one) => one.ifindex === ifindex && one.family === family);
+  const wanted = addressText(target);
+  const near = own.find(({ address, prefixLength }) => isWithin(target, address, prefixLength));
+  const scope = isLinkLocal(wanted);
+  return (near ?? own.find(({ address }) => isLinkLocal(address) === scope) ?? own[0])?.address ?? null;
+}
+
+function isLinkLocal(address: string): boolean {
+  return /^fe[89ab]/i.test(address);
+}
+
+function isWithin(target: Buffer, address: string, prefixLength: number): boolean {
+  const own = addressOctets(address);
+  const bits = isMappedIpv4(target) ? prefixLength + 96 : prefixLength;
+  const different = BigInt(`0x${target.toString("hex")}`) ^ BigInt(`0x${own.toString("hex")}`);
+  return different >> BigInt(128 - bits) === 0n;
+}
+
+const CAUSE_TEXTS: Readonly<Record<number, string>> = {
+  [CAUSE.OPERATOR]: "the operator took it down",
+  [CAUSE.INTERFACE]: "none of its interfaces is attached and up",
+  [CAUSE.NEIGHBOUR]: "nobody answers for its address",
+  [CAUSE.PROBE]: "its probe failed",
+};

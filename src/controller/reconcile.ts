@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// Brings a host to its configuration: reads what is there, plans, and does it.
+
+import { setImmediate as turn } from "node:timers/promises";
+import type { Config } from "../config/schema.ts";
+import { LasthopError } from "../errors.ts";
+import { type Instance, openInstance } from "../kernel/instance.ts";
+import { Netlink } from "../kernel/netlink.ts";
+import { makeDirectories, requireBpffs, withLock } from "../kernel/pinRoot.ts";
+import { requireCapabilities, requireKernel } from "../kernel/probe.ts";
+import { Tables } from "../tables/index.ts";
+import { type Applied, apply } from "./apply.ts";
+import type { RunSteps } from "./attachInterface.ts";
+import { desiredOf } from "./desired.ts";
+import { settleDevices } from "./devices.ts";
+import { ensureInstance, type InstanceChange, observeInstance } from "./ensure.ts";
+import type { Failure } from "./failure.ts";
+import { readHost } from "./hostFacts.ts";
+import { type Observed, observe, observeNothing, type Surroundings } from "./observe.ts";
+import { type Action, type InstanceAction, type Plan, plan } from "./plan.ts";
+
+export type { Failure } from "./failure.ts";
+export type { Action, ActionKind, Plan } from "./plan.ts";
+
+export interface ReconcileContext {
+  /** Directory on bpffs under which the tables are pinned. */
+  pinRoot: string;
+  /** Something that happens now and that the operator should know ("detaching native XDP may reset the link"). */
+  warn(message: string): void;
+}
+
+export interface ReconcileResult {
+  /** What was found to do; empty when all was as configured. */
+  actions: Action[];
+  /** What was done, in order, for people. */
+  done: string[];
+  /** Refused or failed; each attempt of it was undone. Stands until it is repaired: log it when it is new. */
+  failed: Failure[];
+  /** Conditions that stand: log each when it is new. */
+  warnings: string[];
+}
+
+export interface ReconcileOptions {
+  /** How the steps of an action are run. */
+  run?: RunSteps;
+}
+
+const CAPABILITIES = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"] as const;
+
+/** What reconcile would do. Reads only. */
+export async function planConfig(
+  { pinRoot }: Pick<ReconcileContext, "pinRoot">,
+  config: Config,
+): Promise<Plan> {
+  requireCapabilities("look at what is attached", [...CAPABILITIES]);
+  requireKernel();
+  requireBpffs(pinRoot);
+  using netlink = new Netlink();
+  const changes = observeInstance(pinRoot, { maxEntries: config.tables });
+  const first = changes.map((change) => instanceAction(pinRoot, change));
+  const host = readHost(netlink);
+  // Another version's tables, and who is attached to them, can only be read once they were taken over.
+  using instance = changes.some(({ kind }) => kind === "layout") ? undefined : openIfPresent(pinRoot);
+  const observed = instance
+    ? observe({ instance, tables: new Tables(instance), netlink }, host)
+    : observeNothing(host, netlink);
+  const rest = plan(desiredOf(config, host, observed.guests), observed);
+  return { ...rest, actions: [...first, ...rest.actions] };
+}
+
+/**
+ * Takes the lock, makes or upgrades the instance, and brings it to the configuration. What fails is undone and told in
+ * `failed`; throws only when nothing can be done at all (E_NOT_ROOT, E_BPFFS, E_LOCKED, E_NETNS, E_UPGRADE, …).
+ * Idempotent: a second run does nothing.
+ */
+export async function reconcile(
+  context: ReconcileContext,
+  config: Config,
+  options: ReconcileOptions = {},
+): Promise<ReconcileResult> {
+  const { pinRoot } = context;
+  requireCapabilities("attach interfaces", [...CAPABILITIES]);
+  requireKernel();
+  requireBpffs(pinRoot);
+  const removeDirectories = makeDirectories(pinRoot);
+  try {
+    return await withLock(pinRoot, () => reconcileLocked(context, config, options));
+  } catch (error) {
+    removeDirectories();
+    throw error;
+  }
+}
+
+async function reconcileLocked(
+  context: ReconcileContext,
+  config: Config,
+  options: ReconcileOptions,
+): Promise<ReconcileResult> {
+  const { pinRoot } = context;
+  const first: InstanceAction[] = [];
+  using instance = await ensureInstance(pinRoot, { maxEntries: config.tables }, (change) =>
+    first.push(instanceAction(pinRoot, change)),
+  );
+  using netlink = new Netlink();
+  const around = { instance, tables: new Tables(instance), netlink };
+  const host = readHost(netlink);
+  // The event loop has its turn between what takes some milliseconds each.
+  await turn();
+  const observed = observe(around, host);
+  await turn();
+  const { actions, failed, warnings } = plan(desiredOf(config, host, observed.guests), observed);
+  const applied: Applied = { done: [], failed: [] };
+  for (const action of actions) {
+    await turn();
+    const one = apply(around, [action], { warn: context.warn, ...options });
+    applied.done.push(...one.done);
+    applied.failed.push(...one.failed);
+  }
+  return {
+    actions: [...first, ...actions],
+    done: [
+      ...first.map(({ text }) => text),
+      ...applied.done,
+      ...settle(around, observed, actions.length > 0),
+    ],
+    failed: [...failed, ...applied.failed],
+    warnings,
+  };
+}
+
+/** Also when nothing was changed: whoever was killed may not have come to it. */
+function settle(around: Surroundings, { devices }: Observed, changed: boolean): string[] {
+  return changed || devices.size > 0 ? settleDevices(around) : [];
+}
+
+function instanceAction(pinRoot: string, change: InstanceChange): InstanceAction {
+  const { text } = change;
+  switch (change.kind) {
+    case "create":
+      return { kind: "create-instance", object: pinRoot, text, config: null };
+    case "resize":
+      return { kind: "resize", object: change.table, text, config: `tables.${change.table}` };
+    case "resume":
+    case "programs":
+    case "layout":
+      return { kind: "upgrade", object: pinRoot, text, config: null };
+  }
+}
+
+export function openIfPresent(pinRoot: string): Instance | undefined {
+  try {
+    return openInstance(pinRoot);
+  } catch (error) {
+    if (error instanceof LasthopError && error.code === "E_NO_TABLES") return undefined;
+    throw error;
+  }
+}

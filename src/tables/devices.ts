@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// Devices of the operator's, and how a last hop says whose it is.
+//
+// Programs read neither the origin nor the reserved bytes of a record, so these may change while the record is
+// in use: the last 8 bytes name the device, the 4 before them the record that took this one's place.
+
+import { createHash } from "node:crypto";
+import { decode, type StructInput, type StructValue, sizeOf } from "../abi/codec.ts";
+import { LAST_HOP } from "../abi/layout.gen.ts";
+import { BATCH_ENTRIES, type TableMap } from "./source.ts";
+
+export type Device = StructValue<"device">;
+export type DeviceInput = StructInput<"device">;
+export type DeviceAddress = Device["addresses"][number];
+
+/** Of no device. */
+export const NOBODY = 0n;
+
+const OWNER_BYTES = 8;
+const SUCCESSOR_BYTES = 4;
+const { reserved } = LAST_HOP.fields;
+const OWNER_AT = reserved.size - OWNER_BYTES;
+const SUCCESSOR_AT = OWNER_AT - SUCCESSOR_BYTES;
+
+/** Where the owner stands in a record's bytes. */
+export const OWNER_OFFSET = reserved.offset + OWNER_AT;
+/** And the reference of its successor. */
+export const SUCCESSOR_OFFSET = reserved.offset + SUCCESSOR_AT;
+
+/** What a device is called in its last hops: names may be longer than a record has room for. Never NOBODY. */
+export function ownerId(name: string): bigint {
+  return createHash("sha256").update(name).digest().readBigUInt64LE(0) || 1n;
+}
+
+type Record = StructValue<"last_hop">;
+
+export function ownerOf(record: Pick<Record, "reserved">): bigint {
+  return record.reserved.readBigUInt64LE(OWNER_AT);
+}
+
+/** The reference of the record to use instead, when its device is up; 0 for none. */
+export function successorOf(record: Pick<Record, "reserved">): number {
+  return record.reserved.readUInt32LE(SUCCESSOR_AT);
+}
+
+/** The reserved bytes of a record. */
+export function ownership(owner: bigint, successor = 0): Buffer {
+  const bytes = Buffer.alloc(reserved.size);
+  bytes.writeBigUInt64LE(owner, OWNER_AT);
+  bytes.writeUInt32LE(successor, SUCCESSOR_AT);
+  return bytes;
+}
+
+const ZERO_MAC = Buffer.alloc(6);
+
+export function isZero(bytes: Uint8Array): boolean {
+  return bytes.every((byte) => byte === 0);
+}
+
+/** As the operator gave them. */
+export function givenMacs(device: Device): Buffer[] {
+  return device.macs.map(({ octets }) => octets).filter((mac) => !isZero(mac));
+}
+
+/** Addresses that it has, with what they last resolved to. */
+export function deviceAddresses(device: Device): DeviceAddress[] {
+  return device.addresses.filter(({ octets }) => !isZero(octets));
+}
+
+/** Null: each MAC is answered itself. */
+export function replyMac(device: Device): Buffer | null {
+  return isZero(device.reply_mac.octets) ? null : device.reply_mac.octets;
+}
+
+/** Those that its frames come from, each once: given, resolved, and the one that it is answered at. */
+export function deviceMacs(device: Device): Buffer[] {
+  const reply = replyMac(device);
+  const resolved = deviceAddresses(device)
+    .map(({ mac }) => mac)
+    .filter((mac) => !mac.equals(ZERO_MAC));
+  const unique = new Map<string, Buffer>();
+  for (const mac of [...givenMacs(device), ...resolved, ...(reply ? [reply] : [])]) {
+    unique.set(mac.toString("hex"), mac);
+  }
+  return [...unique.values()];
+}
+
+export interface NamedDevice {
+  name: string;
+  /** As its last hops have it. */
+  id: bigint;
+  device: Device;
+}
+
+const KEY_BYTES = sizeOf("device_key");
+
+/** Reads all devices again and again: only what has changed is taken apart. */
+export class DeviceReader {
+  readonly #map: TableMap;
+  #known = new Map<string, { value: Buffer; named: NamedDevice }>();
+
+  constructor(table: { map: TableMap }) {
+    this.#map = table.map;
+  }
+
+  read(): NamedDevice[] {
+    const found = new Map<string, { value: Buffer; named: NamedDevice }>();
+    for (const { count, keys, values } of this.#map.batches(BATCH_ENTRIES)) {
+      for (let place = 0; place < count; place++) {
+        const { name } = decode("device_key", keys, place * KEY_BYTES);
+        const value = values.subarray(place * this.#map.valueBytes, (place + 1) * this.#map.valueBytes);
+        const known = this.#known.get(name);
+        if (known?.value.equals(value)) {
+          found.set(name, known);
+          continue;
+        }
+        const named = { name, id: known?.named.id ?? ownerId(name), device: decode("device", value) };
+        found.set(name, { value: Buffer.from(value), named });
+      }
+    }
+    this.#known = found;
+    return [...found.values()].map(({ named }) => named);
+  }
+}

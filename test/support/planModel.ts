@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// A host and its tables as values, for plans without a kernel; `carryOut` is what apply would make of them.
+
+import { decode, encode } from "../../src/abi/codec.ts";
+import { INTERFACE_FLAG, ROLE } from "../../src/abi/layout.gen.ts";
+import { parseConfig } from "../../src/config/load.ts";
+import type { Config } from "../../src/config/schema.ts";
+import { bridgeEntry, entryOf } from "../../src/controller/attachSteps.ts";
+import { withObserved } from "../../src/controller/devices.ts";
+import { hostFacts } from "../../src/controller/hostFacts.ts";
+import { NO_LAST_HOPS } from "../../src/controller/lastHopFacts.ts";
+import type { Observed, ObservedInterface } from "../../src/controller/observe.ts";
+import type { TableAction } from "../../src/controller/plan.ts";
+import type { LibvirtDomain } from "../../src/kernel/libvirt.ts";
+import type { FdbEntry, Link, Neighbour } from "../../src/kernel/rtnetlink.ts";
+import type { Device, InterfaceEntry } from "../../src/tables/index.ts";
+
+const UP = { up: true, running: true, loopback: false };
+
+/** A veth that is up; what it is otherwise is in `more`. */
+export function link(ifindex: number, name: string, more: Partial<Link> = {}): Link {
+  return {
+    ifindex,
+    name,
+    mac: `02:00:00:00:${hex(ifindex >> 8)}:${hex(ifindex & 255)}`,
+    mtu: 1500,
+    ethernet: true,
+    flags: UP,
+    kind: "veth",
+    lower: null,
+    master: null,
+    masterKind: null,
+    parentDevice: null,
+    portState: null,
+    linkNetns: null,
+    xdp: null,
+    txQueues: 1,
+    ...more,
+  };
+}
+
+function hex(value: number): string {
+  return value.toString(16).padStart(2, "0");
+}
+
+export const LO = link(1, "lo", { kind: null, flags: { ...UP, loopback: true }, mac: "00:00:00:00:00:00" });
+
+export interface HostOptions {
+  fdb?: FdbEntry[];
+  neighbours?: Neighbour[];
+  domains?: LibvirtDomain[];
+  unreadable?: { path: string; why: string }[];
+}
+
+export function host(links: readonly Link[], options: HostOptions = {}) {
+  const { fdb = [], neighbours = [], domains = [], unreadable = [] } = options;
+  return hostFacts({
+    links: links.some(({ ifindex }) => ifindex === LO.ifindex) ? links : [LO, ...links],
+    fdb: () => fdb,
+    neighbours: () => neighbours,
+    libvirt: () => ({ domains, unreadable }),
+  });
+}
+
+export function config(text: string): Config {
+  return parseConfig(text, "test");
+}
+
+const PROGRAMS: Readonly<Record<string, number>> = {
+  uplink_tcx: 11,
+  uplink_clsact: 11,
+  tap_tcx: 12,
+  tap_clsact: 12,
+};
+
+/** Tables without anything in them, on this host. */
+export function empty(facts: ReturnType<typeof host>): Observed {
+  return {
+    host: facts,
+    programs: (role, hook) => PROGRAMS[`${role}_${hook}`] ?? 10,
+    interfaces: [],
+    bridges: new Map(),
+    unfinished: [],
+    strayLinks: [],
+    strayFilters: [],
+    lastHops: NO_LAST_HOPS,
+    guests: new Map(),
+    timeouts: [],
+    relearnDamping: 0,
+    zones: new Map(),
+    devices: new Map(),
+    followed: true,
+    tcx: true,
+    vlanStripping: () => [],
+  };
+}
+
+/** The same tables after these actions. */
+export function carryOut(before: Observed, actions: readonly TableAction[]): Observed {
+  const interfaces = new Map(before.interfaces.map((item) => [item.entry.ifindex, item]));
+  const bridges = new Map(before.bridges);
+  const zones = new Map(before.zones);
+  const devices = new Map<string, Device>(before.devices);
+  let { timeouts, relearnDamping } = before;
+  for (const action of actions) {
+    switch (action.kind) {
+      case "control":
+        ({ timeouts, relearnDamping } = action);
+        break;
+      case "zone":
+        zones.set(action.zone, action.number);
+        break;
+      case "attach":
+      case "change": {
+        const item = attached(before, action.unit);
+        interfaces.set(item.entry.ifindex, item);
+        const { returned } = action.unit.now;
+        if (returned && returned.ifindex !== item.entry.ifindex) interfaces.delete(returned.ifindex);
+        if (item.entry.role !== ROLE.TAP) break;
+        for (const bridge of action.unit.wanted.bridges) {
+          const bytes = encode("interface", bridgeEntry(bridge, action.unit.wanted.l3));
+          bridges.set(bridge.ifindex, decode("interface", bytes));
+        }
+        break;
+      }
+      case "detach":
+        interfaces.delete(action.observed.entry.ifindex);
+        break;
+      case "gone":
+        interfaces.delete(action.observed.entry.ifindex);
+        if (action.keep) interfaces.set(action.observed.entry.ifindex, gone(action.observed));
+        break;
+      case "bridge":
+        bridges.delete(action.unused.ifindex);
+        break;
+      case "device-add":
+      case "device-change": {
+        const value = withObserved(action.device, devices.get(action.name));
+        devices.set(action.name, decode("device", encode("device", value)));
+        break;
+      }
+      case "device-remove":
+        devices.delete(action.name);
+        break;
+      case "last-hops":
+      case "repair":
+        throw new Error(`the model has no ${action.kind}`);
+    }
+  }
+  return {
+    ...before,
+    interfaces: [...interfaces.values()],
+    bridges,
+    zones,
+    devices,
+    timeouts,
+    relearnDamping,
+  };
+}
+
+type Unit = Extract<TableAction, { kind: "attach" }>["unit"];
+
+function attached({ programs }: Observed, { link: own, now, wanted, decision }: Unit): ObservedInterface {
+  const { role, slot, lastHopsMax, vmsMax, flags } = wanted;
+  const { hook } = decision;
+  const programId = programs!(role, hook);
+  return {
+    entry: entryOf({ ...wanted, hook }, programId, now.entry),
+    link: own,
+    attachments: [{ role, hook, programId, alive: true }],
+    budget: {
+      last_hops: 0,
+      last_hops_max: role === "uplink" ? lastHopsMax : 0,
+      vms: 0,
+      vms_max: role === "tap" ? vmsMax : 0,
+    },
+    exclusions: (flags & INTERFACE_FLAG.EXCLUDES) === 0 ? null : wanted.exclusions,
+    egress: slot === 0 ? undefined : own.ifindex,
+  };
+}
+
+function gone(item: ObservedInterface): ObservedInterface {
+  const flags = item.entry.flags | INTERFACE_FLAG.GONE;
+  return { ...item, entry: { ...item.entry, flags }, link: undefined, attachments: [], egress: undefined };
+}
+
+/** The same tables on a host that has changed. */
+export function onHost(before: Observed, facts: ReturnType<typeof host>): Observed {
+  const interfaces = before.interfaces.map((item) => {
+    const own = facts.link(item.entry.ifindex);
+    const isGone = own === undefined || (item.entry.flags & INTERFACE_FLAG.GONE) !== 0;
+    // The kernel takes a link off, and empties the cell of the slot.
+    const attachments = isGone ? item.attachments.map((one) => ({ ...one, alive: false })) : item.attachments;
+    return { ...item, link: isGone ? undefined : own, attachments, egress: isGone ? undefined : item.egress };
+  });
+  return { ...before, host: facts, interfaces };
+}
+
+export function byName({ interfaces }: Observed, name: string): InterfaceEntry | undefined {
+  return interfaces.find(({ entry }) => entry.name === name)?.entry;
+}
