@@ -7,9 +7,9 @@ import { VMS_PER_TAP } from "../../src/config/defaults.ts";
 import { chooseSlot } from "../../src/controller/slots.ts";
 import { runSteps, type Step, UndoError } from "../../src/controller/steps.ts";
 import { vmMacs } from "../../src/controller/vms.ts";
+import { whyNotAttachable } from "../../src/kernel/coexistence.ts";
 import type { FdbEntry, Link, Neighbour } from "../../src/kernel/rtnetlink.ts";
 import { parseCapabilities } from "../../src/libc/capabilities.ts";
-import { whyNotAttachable } from "../../src/kernel/coexistence.ts";
 
 const TAP: Link = {
   ifindex: 7,

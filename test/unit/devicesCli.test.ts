@@ -31,7 +31,12 @@ afterEach(() => {
 
 const run = (line: string) => runCli(line.split(" "));
 const context = expect.objectContaining({ pinRoot: "/sys/fs/bpf/lasthop" });
-const CHANGE = { name: "fw", state: "down" as const, cause: "operator" as const, actions: ["device fw: taken down"] };
+const CHANGE = {
+  name: "fw",
+  state: "down" as const,
+  cause: "operator" as const,
+  actions: ["device fw: taken down"],
+};
 
 const DEVICE: DeviceEntry = {
   name: "fw",
@@ -51,7 +56,15 @@ const DEVICE: DeviceEntry = {
   zone: 7,
   reply_mac: null,
   on_down: "peer:other",
-  probe: { kind: "tcp", port: 443, address: null, interval_seconds: 0.5, timeout_seconds: 1, fall: 3, rise: 2 },
+  probe: {
+    kind: "tcp",
+    port: 443,
+    address: null,
+    interval_seconds: 0.5,
+    timeout_seconds: 1,
+    fall: 3,
+    rise: 2,
+  },
   flows: 1234,
   request_packets: 5000,
   request_bytes: 1_048_576,
@@ -105,7 +118,12 @@ describe("options become what is asked for, and nothing else", () => {
 test("down, up and remove name a device, and say what it is then", async () => {
   vi.mocked(downDevice).mockResolvedValue(CHANGE);
   vi.mocked(upDevice).mockResolvedValue({ ...CHANGE, state: "up", cause: null, actions: [] });
-  vi.mocked(removeDeviceByHand).mockResolvedValue({ ...CHANGE, state: null, cause: null, actions: ["device fw: removed"] });
+  vi.mocked(removeDeviceByHand).mockResolvedValue({
+    ...CHANGE,
+    state: null,
+    cause: null,
+    actions: ["device fw: removed"],
+  });
   expect((await run("devices down fw")).stdout).toBe("device fw: taken down\nfw: down (operator)\n");
   expect((await run("devices up fw")).stdout).toBe("fw: up\n");
   expect((await run("devices remove fw")).stdout).toBe("device fw: removed\n");
