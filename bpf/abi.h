@@ -257,7 +257,10 @@ struct last_hop {
 	__u8 source_mac[6];	 /* the reply's source when the host routes */
 	struct vlan_tag tags[2]; /* outer first */
 	__u32 created;		 /* ticks */
-	__u8 reserved[28];	 /* tunnel key and label stack */
+	__u8 reserved[16];	 /* tunnel key and label stack */
+	/* For the controller, which may change these two while the record is in use. */
+	__u32 successor; /* reference of the record that took this one's place, 0 for none */
+	__u8 owner[8];	 /* of which device it is, 0 for none */
 };
 
 /* last_hop_index: what a frame shows -> index */
@@ -559,12 +562,6 @@ struct sweep_key {
 	__u8 key[40];
 };
 
-/* Answer of take_last_hop: an index for the controller, LAST_HOPS_MAX if none is left. */
-struct last_hop_taken {
-	__u32 index;
-	__u32 reserved;
-};
-
 /* sweep_work: enum table -> a pass under way */
 struct sweep_work {
 	__u64 started_ns; /* of this read, 0 between two */
@@ -610,7 +607,6 @@ ASSERT_BYTES(struct zone_report, 8 * FLOW_STATES);
 ASSERT_BYTES(struct sweep_control, 16);
 ASSERT_BYTES(struct sweep_record, 16);
 ASSERT_BYTES(struct sweep_key, 48);
-ASSERT_BYTES(struct last_hop_taken, 8);
 ASSERT_BYTES(struct sweep_work, 72);
 
 #endif

@@ -116,45 +116,39 @@ static __always_inline bool flow_promote(const struct packet *p, const struct fl
 	return true;
 }
 
+/* False if the table before has none. */
+static __always_inline bool take_over_from(void *previous, void *table, const void *key)
+{
+	__u32 zero = 0;
+	void *before = bpf_map_lookup_elem(previous, &zero), *value = NULL;
+
+	if (before)
+		value = bpf_map_lookup_elem(before, key);
+	if (value)
+		bpf_map_update_elem(table, key, value, BPF_NOEXIST);
+	return value;
+}
+
 /*
  * While tables are exchanged: takes a flow over from those before. Returns whether one may be there
- * now. It was counted when it entered the table before. A global function, as it is seldom called.
+ * now. It was counted when it entered the table before. A global function, as it is seldom called;
+ * Linux 6.1 takes no key out of the argument of one, so it is copied.
  */
 __noinline int flow_take_over(const struct packet *p)
 {
-	struct embryo *embryo = NULL;
-	struct flow *flow = NULL;
-	__u32 zero = 0;
-	void *table;
+	struct flow4_key key4;
+	struct flow6_key key6;
 
 	if (!p)
 		return 0;
 	if (p->family == 4) {
-		table = bpf_map_lookup_elem(&previous_flows4, &zero);
-		if (table)
-			flow = bpf_map_lookup_elem(table, &p->key4);
-	} else {
-		table = bpf_map_lookup_elem(&previous_flows6, &zero);
-		if (table)
-			flow = bpf_map_lookup_elem(table, &p->key6);
+		key4 = p->key4;
+		return take_over_from(&previous_flows4, &flows4, &key4) ||
+		       take_over_from(&previous_embryos4, &embryos4, &key4);
 	}
-	if (flow) {
-		flow_put(p, flow);
-		return 1;
-	}
-	if (p->family == 4) {
-		table = bpf_map_lookup_elem(&previous_embryos4, &zero);
-		if (table)
-			embryo = bpf_map_lookup_elem(table, &p->key4);
-	} else {
-		table = bpf_map_lookup_elem(&previous_embryos6, &zero);
-		if (table)
-			embryo = bpf_map_lookup_elem(table, &p->key6);
-	}
-	if (!embryo)
-		return 0;
-	embryo_put(p, embryo);
-	return 1;
+	key6 = p->key6;
+	return take_over_from(&previous_flows6, &flows6, &key6) ||
+	       take_over_from(&previous_embryos6, &embryos6, &key6);
 }
 
 static __always_inline void flow_touch(struct flow *flow, __u32 now)

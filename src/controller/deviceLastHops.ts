@@ -24,7 +24,6 @@ import {
   ownerOf,
   ownership,
   replyMac,
-  successorOf,
   type Tables,
 } from "../tables/index.ts";
 import {
@@ -170,7 +169,7 @@ class Settlement {
           key.mac.equals(member.record.mac) && !this.#fleet.uplinks.get(key.ifindex)?.devicesOnly;
         if (!asLearned) this.#dropKey(member, key);
       }
-      this.#label(member, NOBODY, ORIGIN.LEARNED, successorOf(member.record));
+      this.#label(member, NOBODY, ORIGIN.LEARNED, member.record.successor);
       this.#raise(member);
     });
   }
@@ -248,7 +247,7 @@ class Settlement {
       const among = { ...this.#fleet, current: new Map([[member.owner, toMoved.map(({ index }) => index)]]) };
       return bestRecord(this.#tables, among, locator, member.owner, member)!;
     }
-    const { generation, index } = splitLastHop(successorOf(member.record));
+    const { generation, index } = splitLastHop(member.record.successor);
     const successor = this.#fleet.members.get(index);
     const stands = successor?.record.generation === generation && successor.owner === member.owner;
     if (stands && current.has(index)) return successor;
@@ -327,7 +326,7 @@ class Settlement {
       source_mac: uplink.hostMac,
       tags,
       created: currentTick(),
-      reserved: ownership(owner.id),
+      ...ownership(owner.id),
     });
     const counts = this.#countsOf(owner);
     if (!made) {
@@ -343,15 +342,16 @@ class Settlement {
 
   #own(member: Member, owner: NamedDevice, origin: number): void {
     if (member.owner !== owner.id) this.#countsOf(owner).adopted++;
-    this.#label(member, owner.id, origin, successorOf(member.record));
+    this.#label(member, owner.id, origin, member.record.successor);
   }
 
   /** Writes what no program reads, if it is not so already. */
   #label(member: Member, owner: bigint, origin: number, successor: number): void {
-    const reserved = ownership(owner, successor);
+    const { record } = member;
+    const isSo = record.origin === origin && ownerOf(record) === owner && record.successor === successor;
     member.owner = owner;
-    if (member.record.origin === origin && member.record.reserved.equals(reserved)) return;
-    member.record = { ...member.record, origin, reserved };
+    if (isSo) return;
+    member.record = { ...record, origin, ...ownership(owner, successor) };
     this.#tables.lastHops.records.set(member.index, member.record);
   }
 
@@ -362,7 +362,7 @@ class Settlement {
 
   /** As a learned one: the record that it stands for, itself if none; while that is detached, the VM's own route. */
   #raise(member: Member): void {
-    const { generation, index } = splitLastHop(successorOf(member.record));
+    const { generation, index } = splitLastHop(member.record.successor);
     const successor = generation === 0 ? undefined : this.#member(index);
     const home = successor?.record.generation === generation ? successor : member;
     const target = this.#fleet.uplinks.get(home.record.ifindex)?.usable ? home.index : "route";

@@ -3,14 +3,7 @@
 
 import { joinLastHop, splitLastHop } from "../abi/codec.ts";
 import { LAST_HOP_DROP, LAST_HOP_ROUTE, ORIGIN } from "../abi/layout.gen.ts";
-import {
-  type LastHopRecord,
-  type LastHopTables,
-  NOBODY,
-  ownerOf,
-  ownership,
-  successorOf,
-} from "../tables/index.ts";
+import { type LastHopRecord, type LastHopTables, NOBODY, ownerOf, ownership } from "../tables/index.ts";
 import { isEthernet, keysOf, type LastHopKey, type Survey, surveyLastHops } from "./lastHopSurvey.ts";
 import { atOnce } from "./pieces.ts";
 
@@ -65,7 +58,7 @@ function* indices({ used }: Survey): Generator<number> {
 /** The record that an index stands for while nothing is down: itself, or what took its place. */
 export function homeOf(tables: LastHopTables, index: number): number {
   const record = tables.records.get(index);
-  const successor = record ? successorOf(record) : 0;
+  const successor = record ? record.successor : 0;
   if (!isLive(tables, successor)) return index;
   return splitLastHop(successor).index;
 }
@@ -116,7 +109,7 @@ function isRecordOf(record: LastHopRecord, to: RemapTarget): boolean {
 }
 
 function remapped(record: LastHopRecord, { ifindex, slot, sourceMac }: RemapTarget) {
-  return { ...record, ifindex, slot, source_mac: sourceMac, reserved: ownership(ownerOf(record)) };
+  return { ...record, ifindex, slot, source_mac: sourceMac, ...ownership(ownerOf(record)) };
 }
 
 function isDownByDevice(record: LastHopRecord, alias: number): boolean {
@@ -134,7 +127,7 @@ function repoint(tables: LastHopTables, survey: Survey, successors: ReadonlyMap<
     const home = target === index ? index : homeOf(tables, index);
     const successor = successors.get(home);
     if (successor !== undefined) {
-      tables.records.set(index, { ...record, reserved: ownership(ownerOf(record), successor) });
+      tables.records.set(index, { ...record, ...ownership(ownerOf(record), successor) });
       const stays = target !== home && (target !== LAST_HOP_ROUTE || ownerOf(record) !== NOBODY);
       if (!stays) tables.setAlias(index, generation, splitLastHop(successor).index);
     }

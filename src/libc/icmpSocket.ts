@@ -126,10 +126,8 @@ export class IcmpSocket {
         if (reply) this.#onReply(reply);
         continue;
       }
-      const errno = loadFfi().errno();
-      if (errno === ERRNO.EAGAIN) return;
-      // An ICMP error that came back, or the interface went: probes time out by themselves.
-      if (errno !== ERRNO.EINTR) return;
+      // Nothing left, an ICMP error that came back, or the interface went: probes time out by themselves.
+      if (loadFfi().errno() !== ERRNO.EINTR) return;
     }
   }
 

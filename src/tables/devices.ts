@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Devices of the operator's, and how a last hop says whose it is.
 //
-// Programs read neither the origin nor the reserved bytes of a record, so these may change while the record is
-// in use: the last 8 bytes name the device, the 4 before them the record that took this one's place.
+// Programs read neither origin, owner nor successor of a record, so these may change while the record is in use.
 
 import { createHash } from "node:crypto";
 import { decode, type StructInput, type StructValue, sizeOf } from "../abi/codec.ts";
@@ -16,16 +15,10 @@ export type DeviceAddress = Device["addresses"][number];
 /** Of no device. */
 export const NOBODY = 0n;
 
-const OWNER_BYTES = 8;
-const SUCCESSOR_BYTES = 4;
-const { reserved } = LAST_HOP.fields;
-const OWNER_AT = reserved.size - OWNER_BYTES;
-const SUCCESSOR_AT = OWNER_AT - SUCCESSOR_BYTES;
-
 /** Where the owner stands in a record's bytes. */
-export const OWNER_OFFSET = reserved.offset + OWNER_AT;
+export const OWNER_OFFSET = LAST_HOP.fields.owner.offset;
 /** And the reference of its successor. */
-export const SUCCESSOR_OFFSET = reserved.offset + SUCCESSOR_AT;
+export const SUCCESSOR_OFFSET = LAST_HOP.fields.successor.offset;
 
 /** What a device is called in its last hops: names may be longer than a record has room for. Never NOBODY. */
 export function ownerId(name: string): bigint {
@@ -34,21 +27,15 @@ export function ownerId(name: string): bigint {
 
 type Record = StructValue<"last_hop">;
 
-export function ownerOf(record: Pick<Record, "reserved">): bigint {
-  return record.reserved.readBigUInt64LE(OWNER_AT);
+export function ownerOf(record: Pick<Record, "owner">): bigint {
+  return record.owner.readBigUInt64LE();
 }
 
-/** The reference of the record to use instead, when its device is up; 0 for none. */
-export function successorOf(record: Pick<Record, "reserved">): number {
-  return record.reserved.readUInt32LE(SUCCESSOR_AT);
-}
-
-/** The reserved bytes of a record. */
-export function ownership(owner: bigint, successor = 0): Buffer {
-  const bytes = Buffer.alloc(reserved.size);
-  bytes.writeBigUInt64LE(owner, OWNER_AT);
-  bytes.writeUInt32LE(successor, SUCCESSOR_AT);
-  return bytes;
+/** What a record says of whose it is, and of the one that took its place. */
+export function ownership(owner: bigint, successor = 0): Pick<Record, "owner" | "successor"> {
+  const bytes = Buffer.alloc(LAST_HOP.fields.owner.size);
+  bytes.writeBigUInt64LE(owner);
+  return { owner: bytes, successor };
 }
 
 const ZERO_MAC = Buffer.alloc(6);

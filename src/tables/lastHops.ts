@@ -3,7 +3,6 @@
 
 import {
   decode,
-  encode,
   joinLastHop,
   type StructInput,
   type StructValue,
@@ -98,9 +97,7 @@ export class LastHopTables {
   #take(): number | undefined {
     const program = this.#source.program?.("take_last_hop");
     if (!program) throw new LasthopError("E_INTERNAL", "this source of tables has no programs");
-    const ctx = encode("last_hop_taken", {});
-    program.testRun({ ctx });
-    const { index } = decode("last_hop_taken", ctx);
+    const index = program.testRun({}).retval;
     return index < this.records.map.info().maxEntries ? index : undefined;
   }
 
@@ -150,9 +147,9 @@ export class LastHopTables {
     const record = this.records.get(index);
     if (!record || record.kind === LAST_HOP_KIND.NONE) return false;
     const generation = nextGeneration(record.generation);
-    // The programs write all but the reserved bytes anew.
-    const reserved = Buffer.alloc(record.reserved.length);
-    this.records.set(index, { ...record, kind: LAST_HOP_KIND.NONE, generation, reserved });
+    // The programs write the others anew.
+    const nobody = { owner: Buffer.alloc(record.owner.length), successor: 0 };
+    this.records.set(index, { ...record, kind: LAST_HOP_KIND.NONE, generation, ...nobody });
     this.#stats.update(u32(index), Buffer.alloc(this.#stats.valueBytes));
     this.#free.push(u32(index));
     return true;

@@ -254,7 +254,7 @@ describe("a version whose tables lie otherwise", () => {
         .replace("ASSERT_BYTES(struct embryo, 24)", "ASSERT_BYTES(struct embryo, 28)")
         .replace("struct interface {\n", "struct interface {\n\t__u32 formerly;\n")
         .replace("ASSERT_BYTES(struct interface, 56)", "ASSERT_BYTES(struct interface, 60)")
-        .replace(/\t__u32 created;(.*)\n\t__u8 reserved\[28\];.*/, "\t__u8 reserved[28];\n\t__u32 created;")
+        .replace(/\t__u32 created;(.*)\n\t__u8 reserved\[16\];.*/, "\t__u8 reserved[16];\n\t__u32 created;")
         .replace("struct vm {\n", "struct vm {\n\t__u32 formerly;\n")
         .replace("ASSERT_BYTES(struct vm, 16)", "ASSERT_BYTES(struct vm, 20)"),
     );

@@ -118,7 +118,7 @@ function fillLastHops(source: TestSource, tables: Tables): void {
     tables.lastHops.refs.set(index, 1_000_000);
   };
   const onA = { ifindex: UPLINK_A, slot: 1 };
-  const ofFirewall = { origin: ORIGIN.CONFIG, reserved: ownership(ownerId("fw-a")) };
+  const ofFirewall = { origin: ORIGIN.CONFIG, ...ownership(ownerId("fw-a")) };
   put(1, { ...onA, ...ofFirewall }, 1, 40);
   put(2, { ...onA, ...ofFirewall }, 1, 2);
   put(3, { ifindex: UPLINK_B, slot: 2 }, LAST_HOP_DROP, 8);

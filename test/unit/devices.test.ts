@@ -13,7 +13,7 @@ import {
 } from "../../src/controller/devices.ts";
 import { entryOf, specOf, whole } from "../../src/ops/deviceSpec.ts";
 import type { DeviceSpec } from "../../src/ops/types.ts";
-import { deviceMacs, ownerId, ownerOf, ownership, replyMac, successorOf } from "../../src/tables/index.ts";
+import { deviceMacs, ownerId, ownerOf, ownership, replyMac } from "../../src/tables/index.ts";
 
 const CONFIG: DeviceConfig = {
   name: "fw",
@@ -227,8 +227,8 @@ it("a changed probe keeps what is not said, unless its kind is another", () => {
 it("a record says whose it is, and what took its place", () => {
   const owner = ownerId("fw-a");
   expect(owner).not.toBe(ownerId("fw-b"));
-  const reserved = ownership(owner, 0x0030_0007);
-  expect(reserved).toHaveLength(28);
-  expect(ownerOf({ reserved })).toBe(owner);
-  expect(successorOf({ reserved })).toBe(0x0030_0007);
+  const said = ownership(owner, 0x0030_0007);
+  expect(said.owner).toHaveLength(8);
+  expect(ownerOf(said)).toBe(owner);
+  expect(said.successor).toBe(0x0030_0007);
 });

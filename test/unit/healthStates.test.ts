@@ -9,6 +9,8 @@ import {
   MAC_HOLD_MAX_SECONDS,
   MAC_HOLD_SECONDS,
 } from "../../src/config/defaults.ts";
+import type { Uplink } from "../../src/controller/deviceFleet.ts";
+import { stackInterfaces } from "../../src/controller/deviceStack.ts";
 import {
   type Evidence,
   judge,
@@ -20,8 +22,12 @@ import {
   type Reachability,
   UNKNOWN_REACHABILITY,
 } from "../../src/controller/deviceStates.ts";
+import { addressOctets } from "../../src/controller/devices.ts";
 import { DeviceWatch } from "../../src/controller/deviceWatch.ts";
-import type { Neighbour, NeighbourState } from "../../src/kernel/rtnetlink.ts";
+import { sourceFor } from "../../src/controller/health.ts";
+import type { Netlink } from "../../src/kernel/netlink.ts";
+import { encodeAttributes } from "../../src/kernel/netlinkMessage.ts";
+import { decodeLink, type Neighbour, type NeighbourState } from "../../src/kernel/rtnetlink.ts";
 import { entryOf, whole } from "../../src/ops/deviceSpec.ts";
 
 const UP = { state: DEVICE_STATE.UP, cause: CAUSE.NONE };
@@ -254,4 +260,78 @@ describe("a device as it is followed", () => {
     );
     expect(watch.judge(true, here)).toEqual(UP);
   });
+});
+
+it("a VLAN interface says which tag it has, so that a tagged device is looked for there", () => {
+  const u32 = (value: number) => {
+    const bytes = Buffer.alloc(4);
+    bytes.writeUInt32LE(value);
+    return bytes;
+  };
+  const id = Buffer.from([100, 0]);
+  const info = (kind: string) => ({
+    type: 18,
+    value: [
+      { type: 1, value: kind },
+      { type: 2, value: [{ type: 1, value: id }] },
+    ],
+  });
+  const link = (kind: string) =>
+    decodeLink(Buffer.concat([Buffer.alloc(16), encodeAttributes([{ type: 5, value: u32(7) }, info(kind)])]));
+  expect(link("vlan")).toMatchObject({ kind: "vlan", lower: 7, vlanId: 100 });
+  expect(link("bridge")).not.toHaveProperty("vlanId");
+
+  const tagged = whole(entryOf({ addresses: ["192.0.2.1"], vlans: [100] }, undefined));
+  const uplink = { ifindex: 7, name: "eth0", slot: 1, zone: 0, l3Ifindex: 7, hostMac: Buffer.alloc(6) };
+  const uplinks: Uplink[] = [{ ...uplink, usable: true, devicesOnly: false }];
+  const links = [
+    { ...link("vlan"), ifindex: 20 },
+    { ...link("vlan"), ifindex: 21, vlanId: 101 },
+  ];
+  const nobody = undefined as unknown as Netlink;
+  expect(stackInterfaces(nobody, tagged, uplinks, links)).toEqual(new Set([20]));
+  expect(stackInterfaces(nobody, tagged, uplinks, [])).toEqual(new Set());
+  const untagged = whole(entryOf({ addresses: ["192.0.2.1"] }, undefined));
+  expect(stackInterfaces(nobody, untagged, uplinks, links)).toEqual(new Set([7]));
+  expect(stackInterfaces(nobody, untagged, [{ ...uplinks[0]!, usable: false }], links)).toEqual(new Set());
+});
+
+it.each([
+  ["192.0.2.9", [["192.0.2.1", 24]], "192.0.2.1"],
+  [
+    "192.0.2.9",
+    [
+      ["198.51.100.1", 24],
+      ["192.0.2.1", 24],
+    ],
+    "192.0.2.1",
+  ],
+  ["192.0.2.9", [["198.51.100.1", 24]], "198.51.100.1"],
+  ["192.0.2.9", [["2001:db8::1", 64]], null],
+  [
+    "2001:db8::9",
+    [
+      ["fe80::1", 64],
+      ["2001:db8::1", 64],
+    ],
+    "2001:db8::1",
+  ],
+  [
+    "fe80::9",
+    [
+      ["2001:db8::1", 64],
+      ["fe80::1", 64],
+    ],
+    "fe80::1",
+  ],
+  ["2001:db8::9", [["fe80::1", 64]], "fe80::1"],
+] as const)("%s is probed from the address of %j that is nearest: %s", (target, own, source) => {
+  const addresses = own.map(([address, prefixLength]) => ({
+    ifindex: 7,
+    family: address.includes(":") ? (6 as const) : (4 as const),
+    address,
+    prefixLength,
+  }));
+  expect(sourceFor(addressOctets(target), addresses, 7)).toBe(source);
+  expect(sourceFor(addressOctets(target), addresses, 8)).toBeNull();
 });

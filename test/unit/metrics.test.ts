@@ -261,7 +261,7 @@ describe("counters of devices", () => {
     expect(await requests()).toBe(101);
     // One goes back to nobody.
     const { records } = filled.tables.lastHops;
-    records.set(1, { ...records.get(1)!, origin: ORIGIN.LEARNED, reserved: ownership(0n) });
+    records.set(1, { ...records.get(1)!, origin: ORIGIN.LEARNED, ...ownership(0n) });
     setTraffic(filled.source, 2, { request_packets: 5 });
     expect(await requests()).toBe(105);
     filled.tables.devices.delete({ name: "fw-a" });

@@ -115,7 +115,7 @@ const quietFor = (f: Family, ticks: number) => (world: World) => {
   world.changeFlow(talk.tcpTuple(f), { moved: (moved - ticks) & 0xffff });
 };
 
-const damped = (world: World) => world.changeControl({ relearn_damping: 4 });
+const damped = (world: World) => world.changeControl({ relearn_damping: 400 });
 
 const atA = { tier: "established", lastHop: A, vm: VM1 } as const;
 const atB = { tier: "established", lastHop: B, vm: VM1 } as const;
@@ -212,8 +212,8 @@ export const guardingRows: Row[] = [
         { at: "uplink_b", packet: c(f, "A", { frame: viaB }), reason: "relearn", flow: atB },
         { at: "uplink_a", packet: c(f, "A"), reason: "relearn_damped", flow: atB },
         { at: "tap_1", packet: v(f, "A"), reason: "redirect", to: B },
-        { at: "uplink_a", packet: c(f, "A"), reason: "relearn_damped", flow: atB, before: quietFor(f, 2) },
-        { at: "uplink_a", packet: c(f, "A"), reason: "relearn", flow: atA, before: quietFor(f, 4) },
+        { at: "uplink_a", packet: c(f, "A"), reason: "relearn_damped", flow: atB, before: quietFor(f, 200) },
+        { at: "uplink_a", packet: c(f, "A"), reason: "relearn", flow: atA, before: quietFor(f, 400) },
         { at: "tap_1", packet: v(f, "A"), reason: "redirect", to: A },
       ],
     }),

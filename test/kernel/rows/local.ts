@@ -106,7 +106,7 @@ export const localRows: Row[] = [
           flow: { ...local, tier: "embryonic", state: "provisional", flags: ["LOCAL_ORIGIN"] },
         },
         {
-          before: (world) => world.changeFlow(talk.udpTuple(f), { last_seen: currentTick() - 50 }),
+          before: (world) => world.changeFlow(talk.udpTuple(f), { last_seen: (currentTick() - 50) >>> 0 }),
           at: "tap_1",
           packet: vu(f),
           reason: "local_origin",
@@ -143,7 +143,7 @@ export const localRows: Row[] = [
           { at: "tap_1", packet: vu(f), reason: "local_origin" },
           { at: "uplink_a", packet: cu(f), reason: "answer" },
           {
-            before: (world) => world.changeFlow(tuple, { last_seen: currentTick() - 100 }),
+            before: (world) => world.changeFlow(tuple, { last_seen: (currentTick() - 100) >>> 0 }),
             at: "tap_1",
             packet: vu(f),
             reason: "local_origin",
@@ -156,7 +156,7 @@ export const localRows: Row[] = [
             check: (world) => lastSeen(world, tuple, 100),
           },
           {
-            before: (world) => world.changeFlow(tuple, { last_seen: currentTick() - 1000 }),
+            before: (world) => world.changeFlow(tuple, { last_seen: (currentTick() - 1000) >>> 0 }),
             at: "uplink_b",
             packet: cu(f, viaB),
             reason: "restart",

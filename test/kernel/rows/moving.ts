@@ -51,7 +51,8 @@ export const movingRows: Row[] = [
   {
     description: "a further request of the same last hop refreshes, and so does a reply",
     make: (f) => {
-      const old = (world: World) => world.changeFlow(talk.tcpTuple(f), { last_seen: currentTick() - 1000 });
+      const old = (world: World) =>
+        world.changeFlow(talk.tcpTuple(f), { last_seen: (currentTick() - 1000) >>> 0 });
       const check = (world: World) => seenNow(world, f);
       return {
         tuple: talk.tcpTuple(f),
