@@ -49,11 +49,14 @@ export class DeviceWatch {
   #device: Device;
   #addresses: Map<string, WatchedAddress>;
   #probe: ProbeHistory | null;
+  /** Of an address of which nothing was seen yet: one that was down when a daemon ended is not up until it is seen. */
+  #assumed: Evidence;
 
   constructor(name: string, device: Device) {
     this.name = name;
     this.#device = device;
     this.#addresses = watchedAddresses(device, new Map());
+    this.#assumed = isDownBy(device, CAUSE.NEIGHBOUR) ? "bad" : "unknown";
     this.#probe = hasProbe(device) ? probeHistory(isDownBy(device, CAUSE.PROBE)) : null;
   }
 
@@ -86,9 +89,10 @@ export class DeviceWatch {
     const address = this.#addresses.get(neighbour.address);
     if (!address) return NOTHING;
     const { ifindex, state, mac } = neighbour;
-    const before = address.reach.get(ifindex) ?? UNKNOWN_REACHABILITY;
+    const before = address.reach.get(ifindex) ?? { ...UNKNOWN_REACHABILITY, evidence: this.#assumed };
     const { ask, ...reach } = neighbourStep(before, state, mac !== null);
     address.reach.set(ifindex, reach);
+    if (reach.evidence === "good") this.#assumed = "unknown";
     if (reach.evidence === "bad") return { ...NOTHING, ask, moved: this.#abandon(address) };
     if (mac === null || mac === address.shown || reach.evidence !== "good") return { ...NOTHING, ask };
     address.shown = mac;
@@ -111,7 +115,7 @@ export class DeviceWatch {
   judge(uplink: boolean, ifindexes: ReadonlySet<number>): Verdict {
     const neighbours = [...this.#addresses.values()].map(({ reach }): Evidence => {
       for (const ifindex of [...reach.keys()]) if (!ifindexes.has(ifindex)) reach.delete(ifindex);
-      const said = [...ifindexes].map((ifindex) => reach.get(ifindex)?.evidence ?? "unknown");
+      const said = [...ifindexes].map((ifindex) => reach.get(ifindex)?.evidence ?? this.#assumed);
       if (said.includes("good")) return "good";
       return said.length > 0 && said.every((one) => one === "bad") ? "bad" : "unknown";
     });

@@ -29,7 +29,6 @@ import {
   removeInstance,
   requireOwnNetns,
 } from "../kernel/instance.ts";
-import { namesIn } from "../kernel/pinRoot.ts";
 import { BpfLink, type BpfMap, BpfProgram, clsact, isErrno } from "../libbpf/index.ts";
 import { Tables } from "../tables/index.ts";
 import { copyFlows } from "./copyFlows.ts";
@@ -126,8 +125,8 @@ async function openOrFill(
 function isSwitching(old: FormerInstance, instance: Instance): boolean {
   if (instance.linkNames().length > 0) return true;
   const ids = new Set(instance.programNames().map((name) => instance.program(name).info().id));
-  const links = namesIn(join(old.path, "links")).map((name) => {
-    using link = BpfLink.openPinned(join(old.path, "links", name));
+  const links = old.linkNames().map((name) => {
+    using link = BpfLink.openPinned(old.linkPath(name));
     return link.info().programId;
   });
   return links.some((id) => ids.has(id));
@@ -297,11 +296,10 @@ function switchAll(old: FormerInstance, instance: Instance): void {
 }
 
 function switchLinks(old: FormerInstance, instance: Instance, done: Switched[]): void {
-  const links = join(old.path, "links");
   const { interfaces } = new Tables(instance);
-  for (const name of namesIn(links)) {
+  for (const name of old.linkNames()) {
     const match = LINK_NAME.exec(name);
-    using link = BpfLink.openPinned(join(links, name));
+    using link = BpfLink.openPinned(old.linkPath(name));
     const { type, ifindex, programId } = link.info();
     // Of a gone interface, or a change that was interrupted: goes with the old instance.
     if (!match || !ifindex) continue;
@@ -310,12 +308,12 @@ function switchLinks(old: FormerInstance, instance: Instance, done: Switched[]):
     if (programId !== id) {
       const former = oldProgram(old, programId);
       link.update(program);
-      done.push({ undo: () => putBack(join(links, name), former) });
+      done.push({ undo: () => putBack(old.linkPath(name), former) });
     }
     const entry = interfaces.get(ifindex);
     if (entry) interfaces.set(ifindex, { ...entry, prog_id: id });
-    renameSync(join(links, name), instance.linkPath(name));
-    done.push({ undo: () => renameSync(instance.linkPath(name), join(links, name)) });
+    renameSync(old.linkPath(name), instance.linkPath(name));
+    done.push({ undo: () => renameSync(instance.linkPath(name), old.linkPath(name)) });
   }
 }
 
@@ -325,7 +323,7 @@ function programFor(role: string, xdp: boolean): string {
 
 function oldProgram(old: FormerInstance, id: number): BpfProgram {
   const directory = join(old.path, "programs");
-  for (const name of namesIn(directory)) {
+  for (const name of old.programNames()) {
     const program = BpfProgram.openPinned(join(directory, name));
     if (program.info().id === id) return program;
     program.close();

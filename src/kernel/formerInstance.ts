@@ -7,16 +7,15 @@ import { ABI_VERSION } from "../abi/layout.gen.ts";
 import { LasthopError } from "../errors.ts";
 import { BpfMap } from "../libbpf/index.ts";
 import { readLayout } from "./build.ts";
+import { Instance } from "./instance.ts";
 import { namesIn } from "./pinRoot.ts";
 
-export class FormerInstance {
-  readonly path: string;
+export class FormerInstance extends Instance {
   readonly layout: Layout;
-  readonly #maps = new Map<string, BpfMap>();
 
   /** Throws E_ABI if the tables do not describe themselves. */
   constructor(pinRoot: string, version: string) {
-    this.path = join(pinRoot, version);
+    super(pinRoot, version);
     const layout = describedLayout(pinRoot, version);
     if (!layout) {
       throw new LasthopError(
@@ -29,20 +28,7 @@ export class FormerInstance {
   }
 
   has(name: string): boolean {
-    return namesIn(join(this.path, "maps")).includes(name);
-  }
-
-  map(name: string): BpfMap {
-    let map = this.#maps.get(name);
-    if (!map) {
-      map = BpfMap.openPinned(join(this.path, "maps", name));
-      this.#maps.set(name, map);
-    }
-    return map;
-  }
-
-  [Symbol.dispose](): void {
-    for (const map of this.#maps.values()) map.close();
+    return this.mapNames().includes(name);
   }
 }
 

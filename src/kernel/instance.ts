@@ -34,9 +34,10 @@ export class Instance {
   readonly #maps = new Map<string, BpfMap>();
   readonly #programs = new Map<string, BpfProgram>();
 
-  constructor(pinRoot: string) {
+  /** Opens nothing yet. `version` may be another than ours. */
+  constructor(pinRoot: string, version = ABI_NAME) {
     this.pinRoot = pinRoot;
-    this.path = join(pinRoot, ABI_NAME);
+    this.path = join(pinRoot, version);
   }
 
   map(name: string): BpfMap {

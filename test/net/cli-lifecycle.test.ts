@@ -39,7 +39,16 @@ function pipeline(argv: string[], rest: string) {
 describe("JSON", () => {
   it("of status", async () => {
     const report = await ground.lasthop.json<StatusReport>("status");
-    expect(keysOf(report)).toEqual(["abi", "bypass", "interfaces", "pin_path", "programs", "tables"]);
+    expect(keysOf(report)).toEqual([
+      "abi",
+      "bypass",
+      "interfaces",
+      "last_pass",
+      "pin_path",
+      "programs",
+      "tables",
+      "tiers",
+    ]);
     const { site, lab } = ground;
     expect(report.pin_path.startsWith(`${lab.pinRoot}/v`)).toBe(true);
     expect(report.interfaces.map((item) => [item.interface, item.role, item.state]).sort()).toEqual(
@@ -163,10 +172,12 @@ describe("JSON", () => {
     const swept = await lasthop.json<SweepReport>("sweep");
     expect(keysOf(swept)).toEqual([
       "calls",
+      "clock_repaired",
       "duration_seconds",
       "last_hops_released",
       "longest_call_seconds",
       "tables",
+      "zones",
     ]);
     for (const on of [true, false]) {
       expect(await lasthop.json("bypass", on ? "on" : "off")).toEqual({ bypass: on });
@@ -185,7 +196,7 @@ describe("text", () => {
       ["flows", "list", "--limit", "3"],
       /^PROTO +ZONE +REMOTE +LOCAL +STATE +TIER +LAST HOP +VM +IDLE +FLAGS$/m,
     ],
-    [["last-hops", "list"], /^INDEX +MAC +INTERFACE +VLAN +STATE +ORIGIN +FLOWS /m],
+    [["last-hops", "list"], /^INDEX +MAC +INTERFACE +VLAN +STATE +ORIGIN +DEVICE +FLOWS /m],
     [["stats"], /^INTERFACE +ROLE +VERDICT +REASON +PACKETS +BYTES$/m],
     [["sweep"], /^expired \d+ of \d+ flows in /],
     [["doctor"], /^CHECK +LEVEL +FOUND$/m],

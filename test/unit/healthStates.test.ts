@@ -243,6 +243,20 @@ describe("a device as it is followed", () => {
     expect(watch.judge(true, here)).toEqual(down("NEIGHBOUR"));
   });
 
+  it("that was down when the daemon ended is down until it is seen again", () => {
+    const before = whole(entryOf({ addresses: [V4] }, undefined));
+    const watch = new DeviceWatch("fw", { ...before, ...down("NEIGHBOUR") });
+    expect(watch.judge(true, here)).toEqual(down("NEIGHBOUR"));
+    watch.neighbourSeen(neighbour(V4, "incomplete", null), 0);
+    expect(watch.judge(true, here)).toEqual(down("NEIGHBOUR"));
+    watch.neighbourSeen(neighbour(V4, "reachable", A), 1);
+    expect(watch.judge(true, here)).toEqual(UP);
+    // Where nothing was seen yet it is no longer taken for dead.
+    expect(watch.judge(true, new Set([8]))).toEqual(UNKNOWN);
+    const fresh = new DeviceWatch("fw", { ...before, ...down("INTERFACE") });
+    expect(fresh.judge(true, here)).toEqual(UNKNOWN);
+  });
+
   it("keeps what was seen of what stays when it is changed", () => {
     const probe = { kind: "icmp", port: null, fall: 1 } as const;
     const watch = new DeviceWatch("fw", whole(entryOf({ addresses: [V4], probe }, undefined)));
