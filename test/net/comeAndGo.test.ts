@@ -181,6 +181,11 @@ describe.each(["bridged", "routed"] as const)("an uplink of a %s host", (host) =
       await a.namespace.ip(...routes);
     }
     await attachedOnce(ground, ["up-a"]);
+    // It may have been attached a moment before it was up.
+    await until(
+      async () => (await lasthop.lastHops()).every(({ state }) => state === "up" || state === "alias"),
+      "replies to go there again",
+    );
     await site.resetCounts();
     expect(await site.client.agent.call("echoAll", { timeoutMs: 5000 })).toEqual({ alive: 2, errors: [] });
     expect((await lasthop.flows()).map((flow) => flow.remote_port).sort()).toEqual(
@@ -295,6 +300,8 @@ describe("a tap that comes and goes a thousand times", () => {
       Math.abs((after.get("socket:") ?? 0) - (before.descriptors.get("socket:") ?? 0)),
     ).toBeLessThanOrEqual(2);
     expect(running.rssBytes - before.rssBytes).toBeLessThan(40 * 1024 * 1024);
-    expect(await running.metric("lasthop_reconcile_actions_total", 'kind="attach"')).toBeGreaterThan(300);
+    expect(await running.metric("lasthop_reconcile_actions_total", 'kind="attach"')).toBeGreaterThan(
+      CYCLES / 10,
+    );
   });
 });
