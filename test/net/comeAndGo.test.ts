@@ -293,13 +293,22 @@ describe("a tap that comes and goes a thousand times", () => {
       fill: before.fill,
       links: before.links,
     });
+    // A pass or a look at everything has some of its own for a moment, before as well as now.
     const kinds = ["anon_inode:bpf-map", "anon_inode:bpf-prog", "anon_inode:bpf-link", "anon_inode:bpf_link"];
-    const after = running.descriptors();
-    for (const kind of kinds) expect(after.get(kind), kind).toBe(before.descriptors.get(kind));
-    expect(
-      Math.abs((after.get("socket:") ?? 0) - (before.descriptors.get("socket:") ?? 0)),
-    ).toBeLessThanOrEqual(2);
-    expect(running.rssBytes - before.rssBytes).toBeLessThan(40 * 1024 * 1024);
+    const most = (kind: string) => before.descriptors.get(kind) ?? 0;
+    await until(
+      () => {
+        const now = running.descriptors();
+        return kinds.every((kind) => (now.get(kind) ?? 0) <= most(kind));
+      },
+      `no more descriptors than ${JSON.stringify(kinds.map((kind) => [kind, most(kind)]))}`,
+      20_000,
+    );
+    await until(
+      () => (running.descriptors().get("socket:") ?? 0) <= most("socket:") + 2,
+      "no more sockets than before",
+    );
+    expect(running.rssBytes - before.rssBytes).toBeLessThan(64 * 1024 * 1024);
     expect(await running.metric("lasthop_reconcile_actions_total", 'kind="attach"')).toBeGreaterThan(
       CYCLES / 10,
     );
