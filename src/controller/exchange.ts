@@ -17,7 +17,7 @@ import { join } from "node:path";
 import { ROLE } from "../abi/layout.gen.ts";
 import { TC_FILTER } from "../config/defaults.ts";
 import { LasthopError } from "../errors.ts";
-import { pinnedLinks } from "../kernel/attachment.ts";
+import { pinnedLinks, programName } from "../kernel/attachment.ts";
 import { type Build, readIdentity, writeIdentity, writeLayout } from "../kernel/build.ts";
 import type { Instance } from "../kernel/instance.ts";
 import { makeDirectories, namesIn } from "../kernel/pinRoot.ts";
@@ -209,10 +209,6 @@ function programIdsOf(instance: Instance, staged: Staged): Set<number> {
       return program.info().id;
     }),
   );
-}
-
-function programName(role: "uplink" | "tap", xdp: boolean): string {
-  return role === "tap" ? "reply_tc" : xdp ? "learn_xdp" : "learn_tc";
 }
 
 /** Opened once each, closed together. */

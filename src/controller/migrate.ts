@@ -19,6 +19,7 @@ import { convertStruct, type Entries, entriesConverter, type Shape } from "../ab
 import { CONTROL, FLOW, FLOW_STATES, LAST_HOP_KIND, LAST_HOPS_MAX, ROLE } from "../abi/layout.gen.ts";
 import { TC_FILTER } from "../config/defaults.ts";
 import { LasthopError } from "../errors.ts";
+import { pinnedLinks, programName } from "../kernel/attachment.ts";
 import { ABI_NAME } from "../kernel/build.ts";
 import { FormerInstance } from "../kernel/formerInstance.ts";
 import {
@@ -35,7 +36,6 @@ import { copyFlows } from "./copyFlows.ts";
 import type { Sizes } from "./exchange.ts";
 
 const ZERO = Buffer.alloc(4);
-const LINK_NAME = /^(uplink|tap)-(\d+)$/;
 
 /** Indices and ids that the old programs may give out until they no longer run. */
 const MARGIN = 4096;
@@ -297,13 +297,12 @@ function switchAll(old: FormerInstance, instance: Instance): void {
 
 function switchLinks(old: FormerInstance, instance: Instance, done: Switched[]): void {
   const { interfaces } = new Tables(instance);
-  for (const name of old.linkNames()) {
-    const match = LINK_NAME.exec(name);
+  for (const { name, role, unfinished } of pinnedLinks(old)) {
     using link = BpfLink.openPinned(old.linkPath(name));
     const { type, ifindex, programId } = link.info();
     // Of a gone interface, or a change that was interrupted: goes with the old instance.
-    if (!match || !ifindex) continue;
-    const program = instance.program(programFor(match[1]!, type === "xdp"));
+    if (unfinished || !ifindex) continue;
+    const program = instance.program(programName(role, type === "xdp"));
     const { id } = program.info();
     if (programId !== id) {
       const former = oldProgram(old, programId);
@@ -315,10 +314,6 @@ function switchLinks(old: FormerInstance, instance: Instance, done: Switched[]):
     renameSync(old.linkPath(name), instance.linkPath(name));
     done.push({ undo: () => renameSync(instance.linkPath(name), old.linkPath(name)) });
   }
-}
-
-function programFor(role: string, xdp: boolean): string {
-  return role === "tap" ? "reply_tc" : xdp ? "learn_xdp" : "learn_tc";
 }
 
 function oldProgram(old: FormerInstance, id: number): BpfProgram {
@@ -344,7 +339,7 @@ function switchFilters(old: FormerInstance, instance: Instance, done: Switched[]
     const at = { ifindex: entry.ifindex, direction: "ingress", ...TC_FILTER } as const;
     const present = clsact.query(at)?.programId;
     if (present === undefined || present !== entry.prog_id) continue;
-    const program = instance.program(programFor(entry.role === ROLE.TAP ? "tap" : "uplink", false));
+    const program = instance.program(programName(entry.role === ROLE.TAP ? "tap" : "uplink", false));
     const former = oldProgram(old, present);
     clsact.attach({ ...at, program, replace: true });
     interfaces.set(entry.ifindex, { ...entry, prog_id: program.info().id });

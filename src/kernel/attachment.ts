@@ -63,8 +63,12 @@ export function pinnedLinks(instance: Instance): PinnedLink[] {
 
 /** The program that a role has at a hook. */
 export function programFor(instance: Instance, role: AttachmentRole, hook: AttachmentHook): BpfProgram {
-  if (role === "tap") return instance.program("reply_tc");
-  return instance.program(hook === "tcx" || hook === "clsact" ? "learn_tc" : "learn_xdp");
+  return instance.program(programName(role, hook !== "tcx" && hook !== "clsact"));
+}
+
+/** What that program is called in the object file and among the pins. */
+export function programName(role: AttachmentRole, isXdp: boolean): string {
+  return role === "tap" ? "reply_tc" : isXdp ? "learn_xdp" : "learn_tc";
 }
 
 /** All of our programs on an interface; more than one only after a change that was interrupted. */
