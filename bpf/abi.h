@@ -20,23 +20,28 @@
 #define LAST_HOP_ROUTE LAST_HOP_INDEX_MASK	 /* pass to the VM's own choice */
 #define LAST_HOP_DROP  (LAST_HOP_INDEX_MASK - 1) /* drop, asked for by the operator */
 
-#define FLOWS_MAX      1048576
-#define EMBRYOS_MAX    65536
-#define LAST_HOPS_MAX  65536
-#define INTERFACES_MAX 1024
-#define VMS_MAX	       16384
-#define FRAGMENTS_MAX  16384
-#define TRACES_MAX     64
-#define DEVICES_MAX    1024
-#define ZONES_MAX      1024 /* that are counted each by itself */
-#define EVENTS_BYTES   (1 << 20)
-#define NOTICES_BYTES  (1 << 16)
-#define LAYOUT_BYTES   65532
-#define NAME_BYTES     32 /* with the NUL */
+#define FLOWS_MAX	 1048576
+#define EMBRYOS_MAX	 65536
+#define LAST_HOPS_MAX	 65536
+#define INTERFACES_MAX	 1024
+#define TUNNELS_MAX	 1024
+#define LABEL_STACKS_MAX 1024
+#define VMS_MAX		 16384
+#define FRAGMENTS_MAX	 16384
+#define TRACES_MAX	 64
+#define DEVICES_MAX	 1024
+#define ZONES_MAX	 1024 /* that are counted each by itself */
+#define EVENTS_BYTES	 (1 << 20)
+#define NOTICES_BYTES	 (1 << 16)
+#define LAYOUT_BYTES	 65532
+#define NAME_BYTES	 32 /* with the NUL */
+
+#define LABELS_MAX 4 /* entries of an MPLS label stack */
 
 #define EXCLUSIONS_MAX	     16
 #define DEVICE_MACS_MAX	     8
 #define DEVICE_ADDRESSES_MAX 4
+#define DEVICE_VTEPS_MAX     4
 #define NOTICES_PER_TICK     16
 
 enum role {
@@ -69,6 +74,11 @@ enum interface_flag {
 	INTERFACE_QDISC_OURS = 1 << 4, /* clsact was not there before us: detach removes it */
 	INTERFACE_EXCLUDES = 1 << 5,   /* exclusions has rules for it */
 	INTERFACE_GONE = 1 << 6, /* its netdev went; kept for its last hops, until it returns */
+	INTERFACE_NO_LINK_LAYER = 1 << 7, /* its packets begin with the IP header */
+	INTERFACE_TUNNEL_KEY = 1 << 8,	  /* shared tunnel device: a tunnel key with each packet */
+	INTERFACE_LOWER = 1 << 9,	  /* what is beneath it is attached too, and comes first */
+	INTERFACE_CLAMP_MSS = 1 << 10,	  /* of the SYN and SYN-ACK of what is learned here */
+	INTERFACE_VIA_STACK = 1 << 11,	  /* replies go through the host's routing, with its mark */
 };
 
 /* A flow's life. TCP walks through all of them, the others through NEW, REPLIED, ESTABLISHED. */
@@ -106,6 +116,15 @@ enum timeout {
 enum last_hop_kind {
 	LAST_HOP_NONE,
 	LAST_HOP_ETHERNET,
+	LAST_HOP_IP,	/* an interface without a link layer: no MAC */
+	LAST_HOP_STACK, /* the host's own routing sends the reply, by its mark */
+};
+
+/* What a request came in, beside its frame. */
+enum encapsulation_flag {
+	ENCAPSULATION_TUNNEL = 1 << 0, /* the tunnel key of a shared device */
+	ENCAPSULATION_LABELS = 1 << 1, /* an MPLS label stack */
+	ENCAPSULATION_IPSEC = 1 << 2,  /* an IPsec policy without an interface of its own */
 };
 
 enum origin {
@@ -194,6 +213,12 @@ enum reason {
 	REASON_INTERFACE_GONE,
 	REASON_TTL,
 	REASON_HAIRPIN,
+	/* later additions, at the end: tables of other versions keep their numbers */
+	REASON_LABEL_DEPTH,    /* either hook: pass */
+	REASON_LEARNED_BELOW,  /* uplink: pass */
+	REASON_UNKNOWN_LABELS, /* uplink: pass, nothing learned */
+	REASON_STACK,	       /* tap: passed to the host's stack, marked */
+	REASON_TOO_BIG,	       /* tap: answered with an ICMP error */
 	REASONS,
 };
 
@@ -201,6 +226,8 @@ enum verdict {
 	VERDICT_PASS,
 	VERDICT_REDIRECT,
 	VERDICT_DROP,
+	VERDICT_STACK,	/* pass, addressed to the host and marked */
+	VERDICT_ANSWER, /* turned into an ICMP error to the VM */
 };
 
 /* flows4, embryos4: role-normalised, local is the VM's side. ICMP echo has the identifier as the
@@ -246,7 +273,24 @@ struct vlan_tag {
 	__u16 vid;    /* 12 bits: priority may change from packet to packet */
 };
 
-/* last_hops: index -> record, immutable once its alias names it */
+/* The outer header of a request that a shared tunnel device took off, as the reply needs it. */
+struct tunnel_key {
+	__u8 remote[16]; /* IPv4 as ::ffff:a.b.c.d */
+	__u8 local[16];
+	__u32 id;     /* VNI, GRE key, interface id of XFRM */
+	__be16 flags; /* TUNNEL_* of the kernel: which fields the header has */
+	__u8 tos;     /* DSCP, without ECN */
+	__u8 reserved;
+};
+
+/* scratch[0]: what is known of the packet at hand if its encapsulation flags say so */
+struct encapsulation {
+	struct tunnel_key tunnel;
+	__u32 labels[LABELS_MAX]; /* 20 bits each, outer first, then 0 */
+};
+
+/* last_hops: index -> record, immutable once its alias names it. The first 64 bytes are all that
+ * most replies need. */
 struct last_hop {
 	__u8 kind;	  /* enum last_hop_kind */
 	__u8 origin;	  /* enum origin */
@@ -257,18 +301,27 @@ struct last_hop {
 	__u8 source_mac[6];	 /* the reply's source when the host routes */
 	struct vlan_tag tags[2]; /* outer first */
 	__u32 created;		 /* ticks */
-	__u8 reserved[16];	 /* tunnel key and label stack */
+	__u32 mark;		 /* of LAST_HOP_STACK */
+	__u8 encapsulated;	 /* enum encapsulation_flag */
+	__u8 label_count;
+	__u16 reserved;
 	/* For the controller, which may change these two while the record is in use. */
 	__u32 successor; /* reference of the record that took this one's place, 0 for none */
 	__u8 owner[8];	 /* of which device it is, 0 for none */
+	struct encapsulation encapsulation;
+	__u8 reserved2[16];
 };
 
 /* last_hop_index: what a frame shows -> index */
 struct last_hop_key {
 	__u32 ifindex;
-	__u8 mac[6];
-	__u16 reserved;
+	__u8 mac[6];	   /* 0 without a link layer */
+	__u8 encapsulated; /* enum encapsulation_flag */
+	__u8 reserved;
 	struct vlan_tag tags[2];
+	__u8 tunnel_remote[16];
+	__u32 tunnel_id;
+	__u32 labels[LABELS_MAX];
 };
 
 /* last_hop_stats: per CPU, by index. A GSO frame counts once. */
@@ -309,7 +362,15 @@ struct interface {
 	__u32 prog_id;
 	__u32 ifindex;	    /* tells in near_interfaces whose cell it is */
 	__u16 config_index; /* of ORIGIN_CONFIG: its place among the file's uplinks or taps */
-	__u16 reserved;
+	__u16 mtu_chosen;   /* mtu is what the operator asked for, not the netdev's own */
+	__u32 mtu;	    /* of what leaves by it, from the IP header on; 0 for unknown */
+	__u32 mark;	    /* of the replies that go through the host's routing */
+	/* With INTERFACE_LOWER: the netdev beneath it, and the tag that tells them apart there. */
+	__u32 lower_ifindex;
+	struct vlan_tag lower_tag;
+	/* Source of ICMP errors to a VM; 0: the address that the VM sent to. */
+	__be32 icmp_source4;
+	__u8 icmp_source6[16];
 };
 
 /* budgets: slot -> what the hot path may still create on its own */
@@ -459,6 +520,10 @@ struct mac_address {
 	__u8 octets[6];
 };
 
+struct ip_address {
+	__u8 octets[16]; /* IPv4 as ::ffff:a.b.c.d; zero: none */
+};
+
 struct device_address {
 	__u8 octets[16]; /* IPv4 as ::ffff:a.b.c.d; zero: none */
 	__u8 mac[6];	 /* that it last resolved to; zero: none yet */
@@ -481,8 +546,9 @@ struct device {
 	char peer[NAME_BYTES]; /* of ON_DOWN_PEER */
 	char interface[16];    /* name or glob of its uplinks; empty: all of the zone */
 	struct device_address addresses[DEVICE_ADDRESSES_MAX];
-	struct mac_address macs[DEVICE_MACS_MAX]; /* as given; zero: none */
-	struct mac_address reply_mac;		  /* zero: each MAC is answered itself */
+	struct mac_address macs[DEVICE_MACS_MAX];  /* as given; zero: none */
+	struct mac_address reply_mac;		   /* zero: each MAC is answered itself */
+	struct ip_address vteps[DEVICE_VTEPS_MAX]; /* the ends of VXLAN tunnels that it is behind */
 	__u16 zone;
 	struct vlan_tag tags[2];
 	struct device_probe probe;
@@ -494,6 +560,82 @@ struct device {
 	__u8 reserved[3];
 	__u32 changed; /* ticks, when state did */
 	__u32 flaps;   /* changes of its MAC that came too soon after another */
+};
+
+/*
+ * Label stacks that requests may come with, and the mark with which the host's routing, `encap
+ * mpls`, finds that of the replies: labels are per direction.
+ */
+struct label_stack {
+	__u32 labels[LABELS_MAX];
+};
+
+/* label_stacks: label_stack -> mark */
+
+/* Tunnels that the programs put on and take off themselves. */
+enum tunnel_kind {
+	TUNNEL_NONE,
+	TUNNEL_VXLAN, /* RFC 7348 */
+	TUNNEL_NVGRE, /* RFC 7637: Ethernet in GRE, with a key or without */
+	TUNNEL_GRE,   /* RFC 2784, 2890: IP in GRE */
+	TUNNEL_IPIP,  /* RFC 2003, 2473, 4213: IP in IP, each in each */
+	TUNNEL_MPLS,  /* RFC 3032: IP behind labels */
+};
+
+enum tunnel_flag {
+	TUNNEL_KEY_PRESENT = 1 << 0, /* GRE has a key */
+	TUNNEL_TTL_UNIFORM = 1 << 1, /* RFC 3443: labels take the TTL of the packet, and give it */
+};
+
+/* tunnels: ifindex of its netdev -> */
+struct tunnel {
+	__u8 kind;	    /* enum tunnel_kind */
+	__u8 family;	    /* of the outer header, 4 or 6; 0 for MPLS */
+	__u8 ttl;	    /* of the outer header or the labels */
+	__u8 tos;	    /* of the outer header; of MPLS the traffic class */
+	__u8 flags;	    /* enum tunnel_flag */
+	__u8 label_count;   /* of the replies' labels */
+	__be16 port;	    /* destination, of VXLAN */
+	__u32 id;	    /* VNI, VSID, GRE key */
+	__u32 ifindex;	    /* its netdev: one end of a veth pair */
+	__u32 peer_ifindex; /* the other end */
+	__u32 underlay;	    /* ifindex that it leaves by */
+	__u8 local[16];	    /* IPv4 as ::ffff:a.b.c.d */
+	__u8 remote[16];
+	__u8 mac[6];		  /* of its netdev */
+	__u8 next_hop[6];	  /* of MPLS: the neighbour's MAC */
+	__u32 labels[LABELS_MAX]; /* of replies, outer first */
+	char name[16];		  /* of its netdev */
+	__u8 origin;		  /* enum origin */
+	__u8 reserved[3];
+	__u32 request_labels[LABELS_MAX];
+	__u32 mtu;	      /* of its netdev */
+	__u8 underlay_mac[6]; /* source of MPLS frames */
+	__u8 reserved2[2];
+};
+
+/* tunnel_index: what the outer header of a packet shows -> ifindex of the tunnel's netdev */
+struct tunnel_index_key {
+	__u8 local[16];
+	__u8 remote[16];
+	__u32 id;
+	__u32 labels[LABELS_MAX];
+	/* Of MPLS: ifindex that it came in by. Without labels, that of peer_ifindex: what is sent.
+	 */
+	__u32 underlay;
+	__be16 port;
+	__u8 kind;
+	__u8 flags; /* TUNNEL_KEY_PRESENT */
+};
+
+/* tunnel_stats: per CPU, by ifindex of the tunnel's netdev */
+struct tunnel_stats {
+	__u64 received_packets;
+	__u64 received_bytes;
+	__u64 sent_packets;
+	__u64 sent_bytes;
+	__u64 received_errors; /* headers that could not be taken off */
+	__u64 sent_errors;     /* no route, no neighbour, too big, refused by the kernel */
 };
 
 /* identity[0]: which build's programs are pinned here. */
@@ -579,11 +721,13 @@ ASSERT_BYTES(struct flow4_key, 16);
 ASSERT_BYTES(struct flow6_key, 40);
 ASSERT_BYTES(struct flow, 16);
 ASSERT_BYTES(struct embryo, 24);
-ASSERT_BYTES(struct last_hop, 64);
-ASSERT_BYTES(struct last_hop_key, 20);
+ASSERT_BYTES(struct tunnel_key, 40);
+ASSERT_BYTES(struct encapsulation, 56);
+ASSERT_BYTES(struct last_hop, 128);
+ASSERT_BYTES(struct last_hop_key, 56);
 ASSERT_BYTES(struct last_hop_stats, 40);
 ASSERT_BYTES(struct verdict_count, 16);
-ASSERT_BYTES(struct interface, 56);
+ASSERT_BYTES(struct interface, 92);
 ASSERT_BYTES(struct budget, 16);
 ASSERT_BYTES(struct vm_key, 8);
 ASSERT_BYTES(struct vm, 16);
@@ -599,7 +743,11 @@ ASSERT_BYTES(struct event, 88);
 ASSERT_BYTES(struct notice, 32);
 ASSERT_BYTES(struct device_address, 24);
 ASSERT_BYTES(struct device_probe, 40);
-ASSERT_BYTES(struct device, 264);
+ASSERT_BYTES(struct device, 328);
+ASSERT_BYTES(struct label_stack, 16);
+ASSERT_BYTES(struct tunnel, 132);
+ASSERT_BYTES(struct tunnel_index_key, 60);
+ASSERT_BYTES(struct tunnel_stats, 48);
 ASSERT_BYTES(struct identity, 68);
 ASSERT_BYTES(struct layout, 4 + LAYOUT_BYTES);
 ASSERT_BYTES(struct sweep_report, 8 * (6 + 2 * FLOW_STATES + AGE_BUCKETS));

@@ -41,11 +41,15 @@ __noinline int rule_matches(const struct packet *p, const struct exclusion *rule
 	       prefix_equal(remote, prefix, rule->prefix_bits);
 }
 
-static __noinline bool is_excluded(const struct packet *p, const struct interface *in)
+__noinline int is_excluded(const struct packet *p, const struct interface *in)
 {
-	__u32 slot = in->slot;
-	struct exclusions *list = bpf_map_lookup_elem(&exclusions, &slot);
+	struct exclusions *list;
+	__u32 slot;
 
+	if (!p || !in)
+		return false;
+	slot = in->slot;
+	list = bpf_map_lookup_elem(&exclusions, &slot);
 	if (!list)
 		return false;
 	for (int i = 0; i < EXCLUSIONS_MAX; i++) {

@@ -30,6 +30,7 @@ enum packet_kind {
 #define PARSE_SHORT	 (-2) /* needs more bytes than are linear */
 #define PARSE_EXTENSIONS (-3) /* IPv6 extension headers follow */
 #define PARSE_QUOTE	 (-4) /* an ICMP error: its quote follows */
+#define PARSE_LABELS	 (-5) /* MPLS labels follow */
 
 struct packet {
 	/* Filled by whole words: a lookup that reads wider than was written waits for the stores.
@@ -62,6 +63,10 @@ struct packet {
 	__u8 l3_offset;
 	__u8 tag_count; /* as in the frame, priority tags too */
 	__u8 fin;
+	__u8 encapsulated; /* enum encapsulation_flag: what scratch knows of it */
+	__u8 label_count;
+	__u8 label_ttl;
+	__u8 no_link_layer;   /* begins with its IP header */
 	__u8 keyed;	      /* the key is whole */
 	__u8 local_is_source; /* on which side of the host it was seen */
 	__u8 quoted;	      /* the key is that of a quoted packet */

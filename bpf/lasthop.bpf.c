@@ -7,6 +7,8 @@
 #include "learn.h"
 #include "reply.h"
 #include "sweep.h"
+#include "tunnel_in.h"
+#include "tunnel_out.h"
 
 SEC("xdp.frags")
 int learn_xdp(struct xdp_md *ctx)
@@ -23,6 +25,8 @@ int learn_xdp(struct xdp_md *ctx)
 	reason = parse_xdp(ctx, &packet);
 	if (reason == PARSED)
 		reason = learn(ctx, &packet, now.in, now.ctl, &decision);
+	if (learn_clamps(&packet, now.in, reason))
+		mss_clamp_request_xdp(ctx, &packet, now.in);
 	finish(&now, &packet, &decision, reason);
 	return XDP_PASS;
 }
@@ -39,7 +43,13 @@ int learn_tc(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	reason = parse_skb(skb, &packet, &now, false);
 	if (reason == PARSED)
+		reason = encapsulation_read(skb, &packet, now.in);
+	if (reason == PARSED)
 		reason = learn(skb, &packet, now.in, now.ctl, &decision);
+	if (is_learned_anew(reason) && is_decrypted(skb, &packet))
+		reason = learn_decrypted(&packet, now.in, &decision, reason);
+	if (learn_clamps(&packet, now.in, reason))
+		mss_clamp_request_skb(skb, &packet, now.in);
 	finish(&now, &packet, &decision, reason);
 	return TC_ACT_UNSPEC;
 }
@@ -68,9 +78,49 @@ int reply_tc(struct __sk_buff *skb)
 	} else if (reason == REASON_DEVICE_DROP) {
 		decision.verdict = VERDICT_DROP;
 		action = TC_ACT_SHOT;
+	} else if (reason == REASON_STACK) {
+		decision.verdict = VERDICT_STACK;
+	} else if (reason == REASON_TOO_BIG) {
+		decision.verdict = VERDICT_ANSWER;
+		action = bpf_redirect(packet.ifindex, 0);
 	}
 	finish(&now, &packet, &decision, reason);
 	return action;
+}
+
+/* At the underlay's ingress. */
+SEC("tc")
+int tunnel_in(struct __sk_buff *skb)
+{
+	struct arrival arrival;
+	struct tunnel *t = arrival_tunnel(skb, &arrival);
+	int action;
+
+	if (!t)
+		return TC_ACT_UNSPEC;
+	action = tunnel_receive(skb, t, &arrival);
+	return tunnel_received(t, action, skb->len);
+}
+
+/* At the egress of a tunnel's netdev. */
+SEC("tc")
+int tunnel_out(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, length = skb->len;
+	struct tunnel *t = bpf_map_lookup_elem(&tunnels, &ifindex);
+
+	return t ? tunnel_sent(t, tunnel_send(skb, t), length) : TC_ACT_SHOT;
+}
+
+/* The same for MPLS, where the frames come out of the pair: at the other end's ingress. */
+SEC("tc")
+int tunnel_out_labels(struct __sk_buff *skb)
+{
+	struct tunnel_index_key key = {.kind = TUNNEL_MPLS, .underlay = skb->ifindex};
+	__u32 *ifindex = bpf_map_lookup_elem(&tunnel_index, &key), length = skb->len;
+	struct tunnel *t = ifindex ? bpf_map_lookup_elem(&tunnels, ifindex) : NULL;
+
+	return t ? tunnel_sent(t, labels_send(skb, t), length) : TC_ACT_SHOT;
 }
 
 /* For the controller, which finds out how jiffies and the clock go together. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Uplink: remember where requests come from. Nothing here changes or stops a packet. */
+/* Uplink: remember where requests come from. Nothing here stops a packet; what changes one is the
+ * MSS of a SYN. */
 #ifndef LASTHOP_LEARN_H
 #define LASTHOP_LEARN_H
 
@@ -7,9 +8,11 @@
 #include "exclude.h"
 #include "fib.h"
 #include "frame.h"
+#include "interface.h"
 #include "key.h"
 #include "last_hop.h"
 #include "maps.h"
+#include "mss.h"
 #include "notice.h"
 
 static __always_inline struct vm *vm_find(__u16 zone, const __u8 *mac)
@@ -66,7 +69,8 @@ static __always_inline bool source_is_other(const struct packet *p, const struct
 /* A routed host's frames come with its own MAC. */
 static __always_inline bool is_for_host_mac(const struct packet *p, const struct interface *in)
 {
-	return mac_equal(p->destination, in->mac) || mac_equal(p->destination, in->host_mac);
+	return p->no_link_layer || mac_equal(p->destination, in->mac) ||
+	       mac_equal(p->destination, in->host_mac);
 }
 
 /*
@@ -77,6 +81,9 @@ static __always_inline int learn_allowed(void *ctx, const struct packet *p,
 					 const struct interface *in, __u32 target, __u32 *vm)
 {
 	*vm = target;
+	/* No bridge, no MACs: the host routes what comes from here. */
+	if (p->no_link_layer)
+		return learn_routed(ctx, p, in, vm);
 	if (in->flags & INTERFACE_PORT_BLOCKED)
 		return REASON_PORT_BLOCKED;
 	if (!source_is_other(p, in))
@@ -286,6 +293,8 @@ static __always_inline int learn_known(void *ctx, struct flow *flow, struct embr
 	__u32 vm, successor = 0;
 	bool proven, same;
 
+	if ((in->flags & INTERFACE_LOWER) && last_hop_is_below(flow->last_hop, p, in))
+		return REASON_LEARNED_BELOW;
 	if (is_reopening(flow, p))
 		return learn_restart(ctx, flow, embryo, p, in, d);
 	same = last_hop_is_source(flow->last_hop, p);
@@ -356,6 +365,98 @@ static __always_inline int learn(void *ctx, const struct packet *p, const struct
 	if (flow->flags & FLOW_LOCAL_ORIGIN)
 		return learn_answer(ctx, flow, embryo, p, in, ctl, d);
 	return learn_known(ctx, flow, embryo, p, in, ctl, d);
+}
+
+/* Only a SYN that was learned has a way back that is known. */
+static __always_inline bool is_learned_anew(int reason)
+{
+	return reason == REASON_LEARN || reason == REASON_RELEARN || reason == REASON_RESTART;
+}
+
+/*
+ * The request that `reason` has just learned from had been decrypted: its reply must not leave in
+ * the clear, so its last hop is another one, or none.
+ */
+static __noinline int learn_decrypted(struct packet *p, const struct interface *in,
+				      struct decision *d, int reason)
+{
+	struct embryo *embryo = NULL;
+	struct flow *flow = flow_find(p);
+	__u32 reference;
+	int why;
+
+	if (!flow) {
+		embryo = embryo_find(p);
+		if (!embryo)
+			return REASON_ERROR;
+		flow = &embryo->flow;
+	}
+	p->encapsulated |= ENCAPSULATION_IPSEC;
+	reference = last_hop_learn(p, in, &why);
+	WRITE_ONCE(flow->last_hop, reference);
+	decision_flow(d, flow);
+	return reference ? reason : why;
+}
+
+static __always_inline bool learn_clamps(const struct packet *p, const struct interface *in,
+					 int reason)
+{
+	return (p->tcp_flags & TCP_SYN) && (in->flags & INTERFACE_CLAMP_MSS) &&
+	       (reason == REASON_LEARN || reason == REASON_REFRESH || reason == REASON_RELEARN ||
+		reason == REASON_RESTART);
+}
+
+/*
+ * Is the request for a VM whose tap sends replies back? Where a tap only observes, nothing may
+ * change; nor for a VM that is not known yet: it may be behind such a tap.
+ */
+static __always_inline bool is_for_enforced(void *ctx, const struct packet *p,
+					    const struct interface *in)
+{
+	struct vm *vm = vm_find(in->zone, p->destination);
+	struct bpf_fib_lookup fib = {};
+	struct interface *tap = NULL;
+	long rc;
+
+	if (!vm && is_for_host_mac(p, in)) {
+		fib_ask(&fib, p, in, true);
+		rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+		if (rc == BPF_FIB_LKUP_RET_SUCCESS)
+			vm = vm_find(in->zone, fib.dmac);
+		else if (rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+			return false;
+		if (!vm)
+			tap = interface_find(fib.ifindex);
+	}
+	if (vm)
+		tap = interface_find(vm->ifindex);
+	return tap && tap->role == ROLE_TAP && tap->policy == POLICY_ENFORCE;
+}
+
+/* Lowers the MSS of a SYN to what fits the way back. Global, so that the verifier looks at it once.
+ */
+__noinline int mss_clamp_request_skb(struct __sk_buff *skb, const struct packet *p,
+				     const struct interface *in)
+{
+	__u32 bound, at;
+
+	if (!p || !in)
+		return false;
+	bound = mss_bound(p, in->mtu);
+	at = mss_excess(skb, false, p, bound);
+	return at && is_for_enforced(skb, p, in) && mss_lower_skb(skb, p, at, bound);
+}
+
+__noinline int mss_clamp_request_xdp(struct xdp_md *ctx, const struct packet *p,
+				     const struct interface *in)
+{
+	__u32 bound, at;
+
+	if (!p || !in)
+		return false;
+	bound = mss_bound(p, in->mtu);
+	at = mss_excess(ctx, true, p, bound);
+	return at && is_for_enforced(ctx, p, in) && mss_lower_xdp(ctx, p, at, bound);
 }
 
 #endif

@@ -111,6 +111,50 @@ struct {
 	__type(value, __u32);
 } last_hop_index SEC(".maps");
 
+/* Of the packet at hand: what it came in, if that is more than a frame. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct encapsulation);
+} scratch SEC(".maps");
+
+/* Label stack of a request -> mark with which the host's routing finds the one of the reply. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, LABEL_STACKS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct label_stack);
+	__type(value, __u32);
+} label_stacks SEC(".maps");
+
+/* ifindex of a tunnel's netdev -> what to put around its packets. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TUNNELS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct tunnel);
+} tunnels SEC(".maps");
+
+/* What an outer header shows -> ifindex of the tunnel's netdev. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TUNNELS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct tunnel_index_key);
+	__type(value, __u32);
+} tunnel_index SEC(".maps");
+
+/* ifindex of a tunnel's netdev -> traffic. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, TUNNELS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct tunnel_stats);
+} tunnel_stats SEC(".maps");
+
 /* Index -> traffic. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

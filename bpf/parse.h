@@ -13,6 +13,7 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include "encapsulation.h"
 #include "frame.h"
 #include "fragment.h"
 #include "transport.h"
@@ -262,18 +263,42 @@ static __always_inline int parse_datagram(const struct cursor *c, struct packet 
 	return PARSED;
 }
 
-/* Ethernet, tags, and the fixed IP header. */
-static __always_inline int parse_outer(const struct cursor *c, struct packet *p)
+/*
+ * An XFRM interface has no link layer, yet what it decrypted still has the Ethernet header that the
+ * encrypted packet came with. True if that stands in front, and not an IP header of this length.
+ */
+static __always_inline bool is_behind_ethernet(const struct cursor *c, struct packet *p,
+					       __be16 proto)
+{
+	__u8 *octets = header(c, p, ETH_HLEN + 6);
+	__u8 version = proto == bpf_htons(ETH_P_IP) ? 4 : 6;
+	__u32 length;
+
+	if (!octets || *(__be16 *)(octets + 12) != proto || octets[ETH_HLEN] >> 4 != version)
+		return false;
+	length = version == 4 ? bpf_ntohs(*(__be16 *)(octets + 2))
+			      : bpf_ntohs(*(__be16 *)(octets + 4)) + sizeof(struct ipv6hdr);
+	return octets[0] >> 4 != version || length != p->length_bytes;
+}
+
+/*
+ * Ethernet, tags, and the fixed IP header. `proto` is what an interface without a link layer says
+ * of its packet.
+ */
+static __always_inline int parse_outer(const struct cursor *c, struct packet *p, __be16 proto)
 {
 	__u32 room;
-	__be16 proto;
 	int rc;
 
-	rc = parse_ethernet(c, p, &proto);
-	if (rc != PARSED)
-		return rc;
-	if (mac_is_group(p->destination))
-		return REASON_MULTICAST;
+	if (!p->no_link_layer) {
+		rc = parse_ethernet(c, p, &proto);
+		if (rc != PARSED)
+			return rc;
+		if (mac_is_group(p->destination))
+			return REASON_MULTICAST;
+	} else if (is_behind_ethernet(c, p, proto)) {
+		p->offset += ETH_HLEN;
+	}
 	p->l3_offset = p->offset;
 	room = p->length_bytes - p->offset;
 	if (proto == bpf_htons(ETH_P_IP)) {
@@ -284,7 +309,22 @@ static __always_inline int parse_outer(const struct cursor *c, struct packet *p)
 		p->family = 6;
 		return parse_ipv6(c, p, room);
 	}
+	/* A VM's labels would be another's business. */
+	if (proto == bpf_htons(ETH_P_MPLS_UC) && !p->local_is_source)
+		return PARSE_LABELS;
 	return REASON_NOT_IP;
+}
+
+/* Labels, and the fixed IP header behind them. */
+static __always_inline int parse_labelled(const struct cursor *c, struct packet *p)
+{
+	int rc = parse_labels(c, p);
+	__u32 room;
+
+	if (rc != PARSED)
+		return rc;
+	room = p->length_bytes - p->offset;
+	return p->family == 4 ? parse_ipv4(c, p, room) : parse_ipv6(c, p, room);
 }
 
 /*

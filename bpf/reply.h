@@ -13,7 +13,9 @@
 #include "last_hop.h"
 #include "learn.h"
 #include "maps.h"
+#include "mss.h"
 #include "notice.h"
+#include "too_big.h"
 
 static __noinline __u32 vm_learn(const struct packet *p, const struct interface *in)
 {
@@ -222,7 +224,7 @@ static __always_inline struct last_hop *reply_last_hop(__u32 reference, __u32 *u
 		return NULL;
 	}
 	record = bpf_map_lookup_elem(&last_hops, &target);
-	if (!record || record->kind != LAST_HOP_ETHERNET)
+	if (!record || record->kind == LAST_HOP_NONE)
 		return NULL;
 	*used = target;
 	return record;
@@ -236,12 +238,17 @@ static __noinline int reply_observe(struct __sk_buff *skb, const struct packet *
 	struct bpf_fib_lookup fib = {};
 	long rc;
 
+	if (record->kind == LAST_HOP_STACK)
+		return routed && !record->mark ? REASON_OBSERVE_SAME : REASON_OBSERVE_CHANGE;
 	if (!routed)
-		return mac_equal(p->destination, record->mac) ? REASON_OBSERVE_SAME
-							      : REASON_OBSERVE_CHANGE;
+		return record->kind == LAST_HOP_ETHERNET && mac_equal(p->destination, record->mac)
+			       ? REASON_OBSERVE_SAME
+			       : REASON_OBSERVE_CHANGE;
 	fib_ask(&fib, p, in, false);
 	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
-	if (rc == BPF_FIB_LKUP_RET_SUCCESS && mac_equal(fib.dmac, record->mac))
+	if (rc == BPF_FIB_LKUP_RET_SUCCESS &&
+	    (record->kind == LAST_HOP_IP ? fib.ifindex == record->ifindex
+					 : mac_equal(fib.dmac, record->mac)))
 		return REASON_OBSERVE_SAME;
 	/* A neighbour that is being looked up: only the interface is known. */
 	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH && fib.ifindex == record->ifindex)
@@ -318,12 +325,65 @@ static __always_inline bool interface_exists(const struct last_hop *record,
 	return device && *device == record->ifindex;
 }
 
+#define PACKET_TO_HOST 0 /* PACKET_HOST of linux/if_packet.h, whose names are not ours */
+
+/*
+ * Hands the frame to the host's own routing: addressed to the host, and marked for the rule that
+ * leads back. What the stack does with it then, an IPsec policy or labels, no redirect could.
+ */
+static __noinline int reply_via_stack(struct __sk_buff *skb, const struct interface *in,
+				      const struct last_hop *record)
+{
+	struct ethhdr *eth = (void *)(long)skb->data;
+
+	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
+		return REASON_ERROR;
+	mac_copy(eth->h_dest, in->host_mac);
+	if (record->mark)
+		skb->mark = record->mark;
+	bpf_skb_change_type(skb, PACKET_TO_HOST);
+	return REASON_STACK;
+}
+
+/*
+ * Makes the reply fit its way back: REASON_REDIRECT, or why it does not go. What the host's own
+ * routing sends is measured there.
+ */
+static __always_inline int reply_fit(struct __sk_buff *skb, const struct packet *p,
+				     const struct interface *in, const struct last_hop *record,
+				     struct decision *d)
+{
+	__u32 bytes = p->length_bytes - p->l3_offset;
+	int why = REASON_REDIRECT;
+	struct interface *out;
+
+	if (bytes <= FITS_ANYWAY && !(p->tcp_flags & TCP_SYN))
+		return REASON_REDIRECT;
+	out = interface_find(record->ifindex);
+	if (!out || !out->mtu)
+		return REASON_REDIRECT;
+	if (bytes > FITS_ANYWAY && bytes > out->mtu && record->kind != LAST_HOP_STACK) {
+		bytes = packet_bytes(skb, p);
+		if (bytes > out->mtu)
+			why = reply_oversize(skb, p, in, bytes, out->mtu);
+	}
+	if (why == REASON_REDIRECT && (p->tcp_flags & TCP_SYN) &&
+	    (out->flags & INTERFACE_CLAMP_MSS))
+		mss_clamp_reply(skb, p, out->mtu);
+	if (why == REASON_TOO_BIG) {
+		d->out_ifindex = p->ifindex;
+		mac_copy(d->out_mac, p->source);
+	}
+	return why;
+}
+
 /* Sends it, or says why it passes. Until the first write the frame is as the VM sent it. */
 static __always_inline int reply_send(struct __sk_buff *skb, const struct packet *p,
 				      const struct interface *in, const struct last_hop *record,
 				      struct last_hop_stats *stats, struct decision *d)
 {
 	bool routed = is_for_host_mac(p, in);
+	int why;
 
 	if (record->ifindex == p->ifindex)
 		return REASON_HAIRPIN;
@@ -331,15 +391,25 @@ static __always_inline int reply_send(struct __sk_buff *skb, const struct packet
 		return REASON_INTERFACE_GONE;
 	if (in->policy == POLICY_OBSERVE)
 		return reply_observe(skb, p, in, record, routed);
-	if (routed) {
-		if (p->ttl <= 1)
-			return REASON_TTL;
-		if (!reply_decrement_ttl(skb, p))
-			return REASON_ERROR;
+	/* Nothing but routing leads to an interface without a link layer. */
+	if ((routed || record->kind == LAST_HOP_IP) && record->kind != LAST_HOP_STACK &&
+	    p->ttl <= 1)
+		return REASON_TTL;
+	why = reply_fit(skb, p, in, record, d);
+	if (why != REASON_REDIRECT)
+		return why;
+	if (record->kind == LAST_HOP_STACK) {
+		count_reply(stats, p);
+		return reply_via_stack(skb, in, record);
 	}
+	if ((record->encapsulated & ENCAPSULATION_TUNNEL) && !tunnel_key_write(skb, record))
+		return REASON_ERROR;
+	if ((routed || record->kind == LAST_HOP_IP) && !reply_decrement_ttl(skb, p))
+		return REASON_ERROR;
 	if ((p->tag_count || record->tags[0].proto) && !reply_retag(skb, p, record))
 		return REASON_ERROR;
-	if (!reply_rewrite_macs(skb, record, routed))
+	/* The kernel takes the Ethernet header off when it redirects to a netdev without one. */
+	if (record->kind == LAST_HOP_ETHERNET && !reply_rewrite_macs(skb, record, routed))
 		return REASON_ERROR;
 	d->out_ifindex = record->ifindex;
 	mac_copy(d->out_mac, record->mac);

@@ -6,14 +6,16 @@
 #include "frame.h"
 #include "maps.h"
 
-static __noinline void trace_decision(const struct packet *p, const struct interface *in,
-				      const struct decision *d, int reason)
+__noinline int trace_decision(const struct packet *p, const struct interface *in,
+			      const struct decision *d, int reason)
 {
 	struct flow6_key key = {};
 	__u32 zero = 0, *number;
 	struct allocations *given;
 	struct event *event;
 
+	if (!p || !in || !d)
+		return 0;
 	if (p->family == 4) {
 		key.local[10] = key.local[11] = key.remote[10] = key.remote[11] = 0xff;
 		__builtin_memcpy(key.local + 12, &p->key4.local, 4);
@@ -25,17 +27,17 @@ static __noinline void trace_decision(const struct packet *p, const struct inter
 	} else if (p->family == 6) {
 		key = p->key6;
 	} else {
-		return;
+		return 0;
 	}
 	number = bpf_map_lookup_elem(&traces, &key);
 	if (!number)
-		return;
+		return 0;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
 		given = bpf_map_lookup_elem(&allocations, &zero);
 		if (given)
 			__sync_fetch_and_add(&given->trace_lost, 1);
-		return;
+		return 0;
 	}
 	__builtin_memset(event, 0, sizeof(*event));
 	event->time_ns = bpf_ktime_get_ns();
@@ -56,6 +58,7 @@ static __noinline void trace_decision(const struct packet *p, const struct inter
 	__builtin_memcpy(event->destination_mac, p->destination, 6);
 	__builtin_memcpy(event->out_mac, d->out_ifindex ? d->out_mac : p->destination, 6);
 	bpf_ringbuf_submit(event, 0);
+	return 0;
 }
 
 #endif

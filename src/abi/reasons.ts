@@ -65,6 +65,11 @@ export const REASON_INFO: Readonly<Record<keyof typeof REASON, ReasonInfo>> = {
   INTERFACE_GONE: tap("the interface of the last hop is gone"),
   TTL: tap("TTL or hop limit used up: the host's stack answers"),
   HAIRPIN: tap("the last hop is behind the tap that the packet came from"),
+  LABEL_DEPTH: uplink("more MPLS labels than are followed"),
+  LEARNED_BELOW: uplink("learned before, where it came in beneath this interface"),
+  UNKNOWN_LABELS: uplink("no reply's labels are configured for the MPLS label stack of the request"),
+  STACK: tap("handed to the host's own routing, marked", "stack"),
+  TOO_BIG: tap("too big for the way back: the VM was told so by an ICMP error", "answer"),
 };
 
 export interface NamedReason extends ReasonInfo {

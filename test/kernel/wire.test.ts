@@ -8,6 +8,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { ReasonName } from "../../src/abi/codec.ts";
+import { INTERFACE_FLAG } from "../../src/abi/layout.gen.ts";
 import { loadFfi } from "../../src/ffi/index.ts";
 import { BpfLink, BpfObject, clsact, RingBuffer, tcxQuery } from "../../src/libbpf/index.ts";
 import { describeFrame } from "./support/decode.ts";
@@ -337,6 +338,94 @@ for (const [family, f] of Object.entries(FAMILIES)) {
       expect(await send("uplink_a", frame, { vid: 1 })).toBe("vlan_depth");
       expect(world.flowCount()).toBe(0);
     });
+  });
+}
+
+/** Packets to the client that have this mark leave by uplink B, to device B. */
+const MARK = 17;
+
+function ip(family: Family["version"], ...words: string[]): void {
+  const { status, stderr } = spawnSync("ip", [`-${family}`, ...words], { encoding: "utf8" });
+  expect(status, `ip ${words.join(" ")}: ${stderr}`).toBe(0);
+}
+
+for (const [family, f] of Object.entries(FAMILIES)) {
+  describe(`${family}, the host's stack`, () => {
+    const { version, client } = f;
+    const there = [client, "dev", "uplink_b"];
+    const rule = ["fwmark", String(MARK), "lookup", String(MARK)];
+
+    beforeAll(() => {
+      ip(version, "rule", "add", ...rule);
+      ip(version, "route", "add", ...there, "table", String(MARK));
+      ip(version, "neigh", "add", ...there, "lladdr", MAC.deviceB, "nud", "permanent");
+    });
+
+    afterAll(() => {
+      ip(version, "rule", "del", ...rule);
+      ip(version, "route", "del", ...there, "table", String(MARK));
+      ip(version, "neigh", "del", ...there);
+    });
+
+    beforeEach(() => HOOKS["TC (TCX where the kernel has it)"]!());
+
+    /** As the host forwards it by the rule. */
+    const forwarded = v(f, "SA", { frame: { from: PORTS.uplink_b.mac, ttl: 63 } });
+
+    test("a reply is routed by its mark, whomever the VM sent it to", async () => {
+      world.changeInterface("uplink_a", { flags: INTERFACE_FLAG.VIA_STACK, mark: MARK });
+      expect(await send("uplink_a", c(f, "S"))).toBe("learn");
+      expect(await send("tap_1", v(f, "SA"))).toBe("stack");
+      await expectOut("uplink_b", forwarded, MAC.deviceB);
+      expect(await send("tap_1", v(f, "SA", { frame: { to: PORTS.tap_1.mac } }))).toBe("stack");
+      await expectOut("uplink_b", forwarded, MAC.deviceB);
+    });
+
+    test("without a mark the host's own routes say where", async () => {
+      world.changeInterface("uplink_a", { flags: INTERFACE_FLAG.VIA_STACK });
+      await send("uplink_a", c(f, "S"));
+      expect(await send("tap_1", v(f, "SA"))).toBe("stack");
+      // Its default route is device A.
+      const frame = { from: PORTS.uplink_a.mac, ttl: 63 };
+      await expectOut("uplink_a", v(f, "SA", { frame }), MAC.deviceA);
+    });
+
+    const tags: [string, Tag | undefined][] = [
+      ["untagged", undefined],
+      ["tagged", { vid: 10 }],
+    ];
+    test.each(tags)("labels, %s: the reply has the mark of its stack", async (_, metadata) => {
+      world.putLabelStack([100, 200], MARK);
+      const labels = [{ label: 100 }, { label: 200 }];
+      expect(await send("uplink_a", c(f, "S", { frame: { labels } }), metadata)).toBe("learn");
+      expect(learnedTags(f)).toEqual(metadata ? [{ proto: ETH_P.vlan, ...metadata }] : []);
+      expect(await send("tap_1", v(f, "SA"))).toBe("stack");
+      await expectOut("uplink_b", forwarded, MAC.deviceB);
+    });
+
+    test("labels of a frame of which little is linear", async () => {
+      world.putLabelStack([100], MARK);
+      const frame = { labels: [{ label: 100 }] };
+      expect(await send("uplink_a", c(f, "PA", { frame, payload: Buffer.alloc(6000) }))).toBe("learn");
+    });
+  });
+
+  test(`${family}: learned beneath, where the tag is in the metadata`, async () => {
+    HOOKS["TC (TCX where the kernel has it)"]!();
+    world.changeInterface("uplink_b", {
+      flags: INTERFACE_FLAG.LOWER,
+      lower_ifindex: IFINDEX.uplink_a,
+      lower_tag: { proto: ETH_P.qinq, vid: 30 },
+    });
+    const inner = { vid: 40 };
+    const tags = [{ proto: ETH_P.qinq, vid: 30 }, inner];
+    // The inner tag is in the frame below, and in the metadata on top.
+    expect(await send("uplink_a", c(f, "S", { frame: { tags: [inner] } }), tags[0])).toBe("learn");
+    expect(await send("uplink_b", c(f, "S"), inner)).toBe("learned_below");
+    expect(await send("uplink_b", c(f, "S"))).toBe("restart");
+    expect(await send("uplink_a", c(f, "S", { frame: { tags: [inner] } }), tags[0])).toBe("restart");
+    await send("tap_1", v(f, "SA"));
+    await expectOut("uplink_a", v(f, "SA"), MAC.deviceA, tags);
   });
 }
 

@@ -108,7 +108,7 @@ function cut(at: Step["at"], frame: Buffer, from: number, end: number): Step[] {
 const headers = (f: Family) => 14 + (f.version === 4 ? 20 : 40);
 
 export const parsingRows: Row[] = [
-  bad("not IP: ARP, MPLS, LLDP, PPPoE, an 802.3 length", (f) => [
+  bad("not IP: ARP, MPLS multicast, LLDP, PPPoE, an 802.3 length", (f) => [
     {
       at: "uplink_a",
       packet: ethernet(
@@ -117,7 +117,7 @@ export const parsingRows: Row[] = [
       ),
       reason: "not_ip",
     },
-    ...[ETH_P.mpls, 0x88cc, 0x8864, 0x0026, 0x0800 - 1].flatMap((etherType) =>
+    ...[0x8848, 0x88cc, 0x8864, 0x0026, 0x0800 - 1].flatMap((etherType) =>
       both("not_ip", (side) => side(f, raw(6), { etherType })),
     ),
     ...both("not_ip", (side) => side(f, raw(6), { etherType: ETH_P.arp, tags: [{ vid: 5 }] })),

@@ -3,11 +3,14 @@
 
 import { macBytes } from "./bytes.ts";
 import { PORTS } from "./devices.ts";
+import { ETH_P } from "./packet.ts";
 import type { Random } from "./random.ts";
 import { MAC } from "./scene.ts";
 
 const MACS = [...Object.values(MAC), ...Object.values(PORTS).map(({ mac }) => mac)].map(macBytes);
 const TAG_TYPES = [0x8100, 0x88a8, 0x9100];
+/** Those that the rows use, and others. */
+const LABELS = [100, 200, 300, 1, 2, 3, 4, 0, 0xfffff];
 /** Numbers at which lengths, offsets and counters turn over. */
 const EDGES = [0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 19, 20, 39, 40, 64, 127, 128, 254, 255];
 /** Next headers and protocols that somebody parses. */
@@ -76,6 +79,20 @@ const MUTATIONS: Mutation[] = [
     bytes.writeUInt16BE(random.pick(TAG_TYPES), 0);
     bytes.writeUInt16BE(random.below(65536), 2);
     return Buffer.concat([frame.subarray(0, 12), bytes, frame.subarray(12)]);
+  },
+  function label(frame, random) {
+    // Behind the MACs, whatever else stands there; its bottom bit is set or not.
+    const bytes = Buffer.alloc(2 + 4 * (1 + random.below(5)));
+    bytes.writeUInt16BE(ETH_P.mpls);
+    for (let at = 2; at < bytes.length; at += 4) {
+      const bottom = random.chance(4) || at + 4 === bytes.length ? 0x100 : 0;
+      bytes.writeUInt32BE(((random.pick(LABELS) << 12) | bottom | random.below(256)) >>> 0, at);
+    }
+    return Buffer.concat([frame.subarray(0, 12), bytes, frame.subarray(14)]);
+  },
+  function bare(frame, random) {
+    // As an interface without a link layer has it: with luck its first bytes still say IP.
+    return random.chance(2) ? frame.subarray(14) : frame;
   },
   function destinationMac(frame, random) {
     random.pick(MACS).copy(frame, 0);

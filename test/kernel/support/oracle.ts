@@ -3,9 +3,12 @@
 // slow and plain reading of the same packets. Used by the fuzzer: nothing may be in a table that no well-formed
 // frame asked for.
 
-import { IPPROTO } from "./packet.ts";
+import { ETH_P, IPPROTO } from "./packet.ts";
 
 export type Side = "uplink" | "tap";
+
+/** Labels that are followed. */
+const LABELS = 4;
 
 interface Inner {
   version: 4 | 6;
@@ -17,10 +20,13 @@ interface Inner {
   moreFragments: boolean;
 }
 
-/** zone, protocol, addresses and ports as one text; null if the frame may create no flow. */
-export function createdKey(frame: Buffer, side: Side, zone: number): string | null {
-  const inner = networkOf(frame);
-  if (inner === null || (side === "uplink" && !isDevice(frame.subarray(6, 12)))) {
+/**
+ * zone, protocol, addresses and ports as one text; null if the frame may create no flow. `bare`: the interface has no
+ * link layer, so the frame is an IP packet; what stands where a frame has its EtherType is its protocol.
+ */
+export function createdKey(frame: Buffer, side: Side, zone: number, bare: boolean): string | null {
+  const inner = bare ? bareOf(frame) : networkOf(frame, side);
+  if (inner === null || (side === "uplink" && !bare && !isDevice(frame.subarray(6, 12)))) {
     return null;
   }
   const ports = openingPorts(inner, side);
@@ -49,7 +55,7 @@ function isDevice(mac: Buffer): boolean {
 }
 
 /** null unless it is a whole, sane IP packet to one receiver, and no later fragment. */
-function networkOf(frame: Buffer): Inner | null {
+function networkOf(frame: Buffer, side: Side): Inner | null {
   if (frame.length < 14 || (frame[0]! & 1) === 1) {
     return null;
   }
@@ -65,7 +71,32 @@ function networkOf(frame: Buffer): Inner | null {
     type = frame.readUInt16BE(offset);
   }
   const network = frame.subarray(offset + 2);
-  return type === 0x0800 ? ipv4Of(network) : type === 0x86dd ? ipv6Of(network) : null;
+  return type === ETH_P.mpls && side === "uplink" ? labelledOf(network) : ipOf(type, network);
+}
+
+/** Of an interface without a link layer; those of IPsec leave the header of the encrypted frame in front. */
+function bareOf(frame: Buffer): Inner | null {
+  const type = frame.readUInt16BE(12);
+  const version = type === ETH_P.ip ? 4 : 6;
+  if (frame.length < 20 || frame[14]! >> 4 !== version) return ipOf(type, frame);
+  const length = version === 4 ? frame.readUInt16BE(2) : frame.readUInt16BE(4) + 40;
+  const beginsWithIp = frame[0]! >> 4 === version && length === frame.length;
+  return ipOf(type, beginsWithIp ? frame : frame.subarray(14));
+}
+
+function ipOf(type: number, network: Buffer): Inner | null {
+  return type === ETH_P.ip ? ipv4Of(network) : type === ETH_P.ipv6 ? ipv6Of(network) : null;
+}
+
+/** What is behind an MPLS label stack says itself what it is. */
+function labelledOf(network: Buffer): Inner | null {
+  for (let count = 1; count <= LABELS && count * 4 < network.length; count++) {
+    if ((network[count * 4 - 2]! & 1) === 1) {
+      const inner = network.subarray(count * 4);
+      return inner[0]! >> 4 === 4 ? ipv4Of(inner) : inner[0]! >> 4 === 6 ? ipv6Of(inner) : null;
+    }
+  }
+  return null;
 }
 
 function ipv4Of(network: Buffer): Inner | null {

@@ -49,11 +49,22 @@ export interface Tag {
   priority?: number;
 }
 
+/** An MPLS label stack entry. */
+export interface Label {
+  label: number;
+  ttl?: number;
+  trafficClass?: number;
+  /** Bottom of stack; by default the last one is. */
+  bottom?: boolean;
+}
+
 export interface Ethernet {
   from: string;
   to: string;
   /** Outer first. */
   tags?: Tag[];
+  /** Outer first, behind the tags. */
+  labels?: Label[];
   etherType?: number;
   /** Bytes after the IP packet, as a NIC pads short frames. */
   trailer?: number;
@@ -67,10 +78,18 @@ export function ethernet(header: Ethernet, network: Network): Buffer {
     bytes.writeUInt16BE(((tag.priority ?? 0) << 13) | tag.vid, 2);
     parts.push(bytes);
   }
+  const labels = header.labels ?? [];
   const type = Buffer.alloc(2);
-  type.writeUInt16BE(header.etherType ?? network.etherType);
-  parts.push(type, network.bytes, Buffer.alloc(header.trailer ?? 0));
+  type.writeUInt16BE(header.etherType ?? (labels.length > 0 ? ETH_P.mpls : network.etherType));
+  const stack = labels.map((entry, index) => labelEntry(entry, index === labels.length - 1));
+  parts.push(type, ...stack, network.bytes, Buffer.alloc(header.trailer ?? 0));
   return Buffer.concat(parts);
+}
+
+function labelEntry({ label, ttl = 64, trafficClass = 0, bottom }: Label, last: boolean): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE(((label << 12) | (trafficClass << 9) | ((bottom ?? last) ? 0x100 : 0) | ttl) >>> 0);
+  return bytes;
 }
 
 export interface Ipv4 {

@@ -13,15 +13,15 @@ import { FLOW_FLAG, VERDICT } from "../../../src/abi/layout.gen.ts";
 import { macBytes, macText } from "./bytes.ts";
 import { decodeFrame, describeFrame } from "./decode.ts";
 import { IFINDEX, PORTS, type PortName } from "./devices.ts";
-import type { Family } from "./scene.ts";
+import { type Family, MAC } from "./scene.ts";
 import type { RunOptions, Verdict } from "./testRun.ts";
 import {
   type Count,
   type LastHopSpec,
   type Run,
+  specOf,
   type Tuple,
   type UplinkProgram,
-  vlanTags,
   type World,
 } from "./world.ts";
 
@@ -40,13 +40,20 @@ export interface Step {
   /** Where it comes in: an uplink (learn program) or a tap (reply program). */
   at: PortName;
   packet: Buffer;
+  /** It begins with its IP header. */
+  bare?: boolean;
   reason: ReasonName;
   /** Runs the uplink program on a tap of this scene, or the other way. */
   as?: "uplink" | "tap";
   /** Where a redirected packet goes; required with reason `redirect`. */
   to?: LastHopSpec;
-  /** The bytes that come out; by default unchanged, or with only the destination MAC rewritten. */
+  /**
+   * The bytes that come out; by default unchanged, or with only the destination MAC rewritten: to that of the last
+   * hop, or with reason `stack` to the host's.
+   */
   out?: Buffer;
+  /** Of the packet that comes out of a tap; by default what it came in with. */
+  mark?: number;
   /** The entry afterwards; null: there is none. Left out: not looked at. */
   flow?: FlowExpectation | null;
   /** Another flow than the case's to look at. */
@@ -73,6 +80,13 @@ export interface Row {
 /** What any suite of this process has seen; rows.test.ts checks that nothing is missing. */
 export const seenReasons = new Set<ReasonName>();
 
+/** What an event calls what a program did. */
+const EVENT_VERDICT: Partial<Record<ReasonName, number>> = {
+  redirect: VERDICT.REDIRECT,
+  device_drop: VERDICT.DROP,
+  stack: VERDICT.STACK,
+};
+
 const VERDICT_OF: Partial<Record<ReasonName, Verdict>> = { redirect: "redirect", device_drop: "drop" };
 
 export function expectedVerdict(reason: ReasonName): Verdict {
@@ -81,6 +95,13 @@ export function expectedVerdict(reason: ReasonName): Verdict {
 
 export function withDestination(frame: Buffer, mac: string): Buffer {
   return Buffer.concat([macBytes(mac), frame.subarray(6)]);
+}
+
+function expectedOut({ at, packet, to, reason }: Step, run: Run): Buffer {
+  if (run.verdict === "redirect") {
+    return withDestination(packet, to!.mac);
+  }
+  return reason === "stack" ? withDestination(packet, PORTS[at].mac) : packet;
 }
 
 /** A reader's form of an entry, so that a failed comparison shows names. */
@@ -98,7 +119,7 @@ function readFlow(world: World, tuple: Tuple, wanted: FlowExpectation): FlowExpe
     lastHop: record && {
       port: port as PortName,
       mac: record.fresh ? macText(record.mac) : "stale",
-      ...(vlanTags(record).length > 0 ? { tags: vlanTags(record) } : {}),
+      ...specOf(record),
     },
     vm: flow.vm,
     flags: (Object.keys(FLOW_FLAG) as (keyof typeof FLOW_FLAG)[]).filter(
@@ -109,9 +130,16 @@ function readFlow(world: World, tuple: Tuple, wanted: FlowExpectation): FlowExpe
   return Object.fromEntries(Object.keys(wanted).map((key) => [key, all[key as keyof FlowExpectation]]));
 }
 
-function sortedTags(spec: LastHopSpec): LastHopSpec {
-  const tags = spec.tags?.map(({ proto, vid }) => ({ proto: proto ?? 0x8100, vid }));
-  return { port: spec.port, mac: spec.mac, ...(tags ? { tags } : {}) };
+/** In the order in which a record is read. */
+function inOrder({ port, mac, tags, kind, mark, labels }: LastHopSpec): LastHopSpec {
+  return {
+    port,
+    mac,
+    ...(tags ? { tags: tags.map(({ proto, vid }) => ({ proto: proto ?? 0x8100, vid })) } : {}),
+    ...(kind ? { kind } : {}),
+    ...(mark ? { mark } : {}),
+    ...(labels ? { labels } : {}),
+  };
 }
 
 function checkEvents(step: Step, tuple: Tuple, run: Run, traced: boolean): void {
@@ -121,7 +149,7 @@ function checkEvents(step: Step, tuple: Tuple, run: Run, traced: boolean): void 
   }
   // A packet without a key of its own (malformed, not IP) is on no flow; one of another flow is not traced.
   for (const event of run.events) {
-    const decoded = decodeFrame(step.packet);
+    const destination = step.bare ? MAC.zero : decodeFrame(step.packet).destination;
     const redirected = run.verdict === "redirect";
     expect({
       reason: REASON_NAMES[event.reason],
@@ -134,12 +162,12 @@ function checkEvents(step: Step, tuple: Tuple, run: Run, traced: boolean): void 
       proto: event.key.proto,
     }).toEqual({
       reason: step.reason,
-      verdict: { redirect: VERDICT.REDIRECT, drop: VERDICT.DROP }[run.verdict as string] ?? VERDICT.PASS,
+      verdict: EVENT_VERDICT[step.reason] ?? VERDICT.PASS,
       ifindex: IFINDEX[step.at],
       out_ifindex: redirected ? IFINDEX[step.to!.port] : 0,
       length_bytes: step.packet.length,
-      before: decoded.destination,
-      after: redirected ? step.to!.mac : decoded.destination,
+      before: destination,
+      after: redirected ? step.to!.mac : destination,
       proto: tuple.proto,
     });
   }
@@ -173,17 +201,18 @@ export function runStep(
     said([{ slot, reason: step.reason, packets: 1, bytes: step.packet.length }]).join(),
   );
   expect(run.verdict).toBe(expectedVerdict(step.reason));
-  const out =
-    step.out ?? (run.verdict === "redirect" ? withDestination(step.packet, step.to!.mac) : step.packet);
+  const out = step.out ?? expectedOut(step, run);
   if (!run.out.equals(out)) {
     expect(describeFrame(run.out), "packet out").toBe(describeFrame(out));
     expect(run.out.toString("hex"), "packet out").toBe(out.toString("hex"));
   }
+  const marked = on === "learn_xdp" ? 0 : (step.mark ?? step.options?.mark ?? 0);
+  expect(run.mark, "mark").toBe(marked);
   checkEvents(step, step.tuple ?? tuple, run, traced);
   if (step.flow === null) {
     expect(world.flow(step.tuple ?? tuple), "no entry").toBeUndefined();
   } else if (step.flow) {
-    const wanted = { ...step.flow, ...(step.flow.lastHop ? { lastHop: sortedTags(step.flow.lastHop) } : {}) };
+    const wanted = { ...step.flow, ...(step.flow.lastHop ? { lastHop: inOrder(step.flow.lastHop) } : {}) };
     const found = readFlow(world, step.tuple ?? tuple, wanted);
     if (!isDeepStrictEqual(found, wanted)) {
       expect(JSON.stringify(found), "entry after").toBe(JSON.stringify(wanted));

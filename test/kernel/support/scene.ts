@@ -136,11 +136,12 @@ function build(
   transport: Transport,
   options: FrameOptions,
 ): Buffer {
-  const { from, to, tags, etherType, trailer, ...rest } = options;
+  const { from, to, tags, labels, etherType, trailer, ...rest } = options;
   const header = {
     from: from ?? ether.from,
     to: to ?? ether.to,
     ...(tags && { tags }),
+    ...(labels && { labels }),
     ...(etherType === undefined ? {} : { etherType }),
     ...(trailer === undefined ? {} : { trailer }),
   };

@@ -10,6 +10,8 @@ export interface RunOptions {
   /** Of a GSO frame: payload bytes of each segment. */
   gsoSize?: number;
   gsoSegments?: number;
+  /** That the packet has already. */
+  mark?: number;
 }
 
 /** struct xdp_md */
@@ -20,12 +22,21 @@ export function xdpContext(ifindex: number, length: number): Buffer {
   return context;
 }
 
+export const SKB_CONTEXT_BYTES = 192;
+const MARK_OFFSET = 8;
+
 /** struct __sk_buff; the kernel wants zeros in all that a test run cannot set (VLAN metadata is of these). */
 export function skbContext(ifindex: number, options: RunOptions): Buffer {
-  const context = Buffer.alloc(192);
+  const context = Buffer.alloc(SKB_CONTEXT_BYTES);
+  context.writeUInt32LE(options.mark ?? 0, MARK_OFFSET);
   context.writeUInt32LE(ifindex, 36); // ingress_ifindex
   context.writeUInt32LE(ifindex, 40); // ifindex
   context.writeUInt32LE(options.gsoSegments ?? 0, 164);
   context.writeUInt32LE(options.gsoSize ?? 0, 176);
   return context;
+}
+
+/** Of the context that comes out of a test run. */
+export function markOf(context: Buffer): number {
+  return context.readUInt32LE(MARK_OFFSET);
 }

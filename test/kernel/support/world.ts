@@ -16,7 +16,9 @@ import {
   splitLastHop,
 } from "../../../src/abi/codec.ts";
 import {
+  ENCAPSULATION_FLAG,
   INTERFACE_FLAG,
+  LABELS_MAX,
   LAST_HOP_KIND,
   NEAR_INTERFACES,
   POLICY,
@@ -30,7 +32,16 @@ import { ipBytes, macBytes } from "./bytes.ts";
 import { IFINDEX, PORTS, type PortName } from "./devices.ts";
 import type { Tag } from "./packet.ts";
 import { MAC } from "./scene.ts";
-import { type RunOptions, skbContext, TC_VERDICT, type Verdict, XDP_VERDICT, xdpContext } from "./testRun.ts";
+import {
+  markOf,
+  type RunOptions,
+  SKB_CONTEXT_BYTES,
+  skbContext,
+  TC_VERDICT,
+  type Verdict,
+  XDP_VERDICT,
+  xdpContext,
+} from "./testRun.ts";
 
 export const OBJECT_PATH = fileURLToPath(new URL("../../../dist/bpf/lasthop.bpf.o", import.meta.url));
 
@@ -72,6 +83,8 @@ export interface Count {
 export interface Run {
   verdict: Verdict;
   out: Buffer;
+  /** Of the packet afterwards; 0 under XDP, which has none. */
+  mark: number;
   counts: Count[];
   events: StructValue<"event">[];
 }
@@ -96,6 +109,12 @@ export interface LastHopSpec {
   port: PortName;
   mac: string;
   tags?: Tag[];
+  /** By default `ethernet`. */
+  kind?: "ip" | "stack";
+  mark?: number;
+  /** Of the requests, outer first. */
+  labels?: number[];
+  tunnel?: { remote: string; local: string; id: number };
 }
 
 export class World {
@@ -184,7 +203,7 @@ export class World {
   reset(near = true): void {
     this.#near = near;
     this.clearFlows();
-    for (const map of ["fragments", "vms", "last_hop_index", "interfaces", "traces"]) {
+    for (const map of ["fragments", "vms", "last_hop_index", "interfaces", "traces", "label_stacks"]) {
       this.#clear(map);
     }
     while (this.map("last_hop_free").pop()) {
@@ -385,8 +404,18 @@ export class World {
     }
     const { slot, mac } = PORTS[spec.port];
     const ifindex = IFINDEX[spec.port];
+    const { kind = "ethernet", mark = 0, labels = [], tunnel } = spec;
+    const encapsulated =
+      (labels.length > 0 ? ENCAPSULATION_FLAG.LABELS : 0) | (tunnel ? ENCAPSULATION_FLAG.TUNNEL : 0);
+    const remote = tunnel ? mappedBytes(tunnel.remote) : Buffer.alloc(16);
+    const local = tunnel ? mappedBytes(tunnel.local) : Buffer.alloc(16);
+    const id = tunnel?.id ?? 0;
     this.put("last_hops", u32(index), "last_hop", {
-      kind: LAST_HOP_KIND.ETHERNET,
+      kind: LAST_HOP_KIND[kind.toUpperCase() as keyof typeof LAST_HOP_KIND],
+      mark,
+      encapsulated,
+      label_count: labels.length,
+      encapsulation: { tunnel: { remote, local, id }, labels: fourLabels(labels) },
       generation,
       ifindex,
       slot,
@@ -394,12 +423,43 @@ export class World {
       source_mac: macBytes(mac),
       tags,
     });
-    const key = encode("last_hop_key", { ifindex, mac: macBytes(spec.mac), tags });
+    const key = encode("last_hop_key", {
+      ifindex,
+      mac: macBytes(spec.mac),
+      tags,
+      encapsulated,
+      tunnel_remote: remote,
+      tunnel_id: id,
+      labels: fourLabels(labels),
+    });
     this.map("last_hop_index").update(key, u32(index));
     this.map("last_hop_alias").update(u32(index), u32(joinLastHop(generation, index)));
     const { last_hops } = this.get("allocations", u32(0), "allocations")!;
     this.change("allocations", u32(0), "allocations", { last_hops: Math.max(last_hops, index + 1) });
     return joinLastHop(generation, index);
+  }
+
+  /** A further key of a record: another MAC of its device. */
+  addLastHopKey(index: number, { port, mac, tags = [] }: LastHopSpec): void {
+    const [outer, inner] = tags.map(({ proto, vid }) => ({ proto: proto ?? 0x8100, vid }));
+    const none = { proto: 0, vid: 0 };
+    const key = { ifindex: IFINDEX[port], mac: macBytes(mac), tags: [outer ?? none, inner ?? none] };
+    this.map("last_hop_index").update(encode("last_hop_key", key), u32(index));
+  }
+
+  /** Replies to requests with these labels have this mark. */
+  putLabelStack(labels: readonly number[], mark: number): void {
+    this.map("label_stacks").update(encode("label_stack", { labels: fourLabels(labels) }), u32(mark));
+  }
+
+  /** What frames have shown: the keys that lead to last hops. */
+  lastHopKeys(): StructValue<"last_hop_key">[] {
+    const map = this.map("last_hop_index");
+    const keys: StructValue<"last_hop_key">[] = [];
+    for (let key = map.nextKey(null); key; key = map.nextKey(key)) {
+      keys.push(decode("last_hop_key", key));
+    }
+    return keys;
   }
 
   setAlias(index: number, value: number): void {
@@ -487,13 +547,14 @@ export class World {
     options: RunOptions = {},
   ): Omit<Run, "counts" | "events"> {
     const xdp = program === "learn_xdp";
-    const { retval, dataOut } = this.program(program).testRun({
+    const { retval, dataOut, ctxOut } = this.program(program).testRun({
       data: frame,
       dataOutSize: frame.length + 256,
       ctx: xdp ? xdpContext(ifindex, frame.length) : skbContext(ifindex, options),
+      ctxOutSize: xdp ? 0 : SKB_CONTEXT_BYTES,
     });
     const verdict = (xdp ? XDP_VERDICT : TC_VERDICT)[retval >>> 0] ?? "other";
-    return { verdict, out: dataOut! };
+    return { verdict, out: dataOut!, mark: xdp ? 0 : markOf(ctxOut) };
   }
 
   run(program: string, ifindex: number, frame: Buffer, options: RunOptions = {}): Run {
@@ -509,10 +570,29 @@ export function mappedBytes(address: string): Buffer {
   return Buffer.concat([Buffer.alloc(10), Buffer.from([255, 255]), ipBytes(address)]);
 }
 
+function fourLabels(labels: readonly number[]): number[] {
+  return Array.from({ length: LABELS_MAX }, (_, index) => labels[index] ?? 0);
+}
+
 export function u32(value: number): Buffer {
   const bytes = Buffer.alloc(4);
   bytes.writeUInt32LE(value >>> 0);
   return bytes;
+}
+
+/** A record as the specification that it came from. */
+export function specOf(record: StructValue<"last_hop">): Omit<LastHopSpec, "port" | "mac"> {
+  const kind = Object.entries(LAST_HOP_KIND)
+    .find(([, value]) => value === record.kind)?.[0]
+    .toLowerCase();
+  const tags = vlanTags(record);
+  const labels = record.encapsulation.labels.slice(0, record.label_count);
+  return {
+    ...(tags.length > 0 ? { tags } : {}),
+    ...(kind === "ethernet" ? {} : { kind: kind as "ip" | "stack" }),
+    ...(record.mark === 0 ? {} : { mark: record.mark }),
+    ...(record.encapsulated & ENCAPSULATION_FLAG.LABELS ? { labels } : {}),
+  };
 }
 
 export function vlanTags(record: StructValue<"last_hop">): Tag[] {
