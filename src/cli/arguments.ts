@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checks of single arguments, and options that several commands share.
 
-import { DEFAULT_CONFIG_PATH } from "../config/defaults.ts";
+import { DEFAULT_CONFIG_PATH, MARK_MAX } from "../config/defaults.ts";
 import { LasthopError } from "../errors.ts";
 import { alternatives, suggest } from "../suggest.ts";
 
@@ -16,6 +16,13 @@ export function wholeNumber(option: string, min: number, max: number) {
     if (number >= min && number <= max) return number;
     throw usageError(`--${option}: "${text}" is not a whole number from ${min} to ${max}`);
   };
+}
+
+/** Parses a firewall mark, in decimal or as 0x10. */
+export function parseMark(text: string): number {
+  const number = /^(?:\d{1,10}|0x[\da-f]{1,8})$/i.test(text) ? Number(text) : Number.NaN;
+  if (number <= MARK_MAX) return number;
+  throw usageError(`--mark: "${text}" is not a mark from 0 to 0xffffffff`);
 }
 
 /** Parses one of a few words; `subject` begins the message. */

@@ -38,6 +38,8 @@ export interface Option {
   /** One letter that may stand for its name. */
   short?: string;
   required?: true;
+  /** May be given more than once; commas stand between the values then, as within one. */
+  many?: true;
   /** Checks the value and makes something better of it. */
   parse?: (text: string) => unknown;
 }

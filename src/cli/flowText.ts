@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Flows as people read them.
 
-import type { FlowEntry, VlanTag } from "../ops/types.ts";
+import type { FlowEntry, LastHopPlace, TunnelEnds, VlanTag } from "../ops/types.ts";
 import { formatEndpoint } from "../tuple.ts";
 
 /** The two sides of a flow; ICMP echo has an identifier in place of ports. */
@@ -21,9 +21,42 @@ export function tags(list: readonly VlanTag[]): string {
   return list.map((tag) => `${tag.protocol === "802.1ad" ? "ad " : ""}${tag.vid}`).join(" > ");
 }
 
+/** `192.0.2.2 id 100`: the far end of a tunnel, and which one. */
+export function tunnelText({ remote, id }: TunnelEnds): string {
+  return id === null ? remote : `${remote} id ${id}`;
+}
+
+/** Outer first. */
+export function labelsText(labels: readonly number[]): string {
+  return labels.join("/");
+}
+
+/** How replies leave, if not straight: `stack mark 0x11`. */
+export function viaText({ via, mark }: Pick<LastHopPlace, "via" | "mark">): string | null {
+  if (via === "redirect") return null;
+  return mark === null ? "stack" : `stack mark ${hexadecimal(mark)}`;
+}
+
+export function hexadecimal(value: number): string {
+  return `0x${value.toString(16)}`;
+}
+
+/** Where a last hop is: `02:00:00:00:0a:01 eth0 vlan 10`, `gre1`, `vxlan0 tunnel 192.0.2.2 id 100`. */
+export function placeText(hop: LastHopPlace): string {
+  const via = viaText(hop);
+  return [
+    ...(hop.mac === null ? [] : [hop.mac]),
+    hop.interface,
+    ...(hop.tags.length === 0 ? [] : [`vlan ${tags(hop.tags)}`]),
+    ...(hop.tunnel === null ? [] : [`tunnel ${tunnelText(hop.tunnel)}`]),
+    ...(hop.labels.length === 0 ? [] : [`labels ${labelsText(hop.labels)}`]),
+    ...(hop.ipsec ? ["ipsec"] : []),
+    ...(via === null ? [] : [`via ${via}`]),
+  ].join(" ");
+}
+
 export function lastHopText(flow: FlowEntry): string {
   const hop = flow.last_hop;
   if (hop === null) return flow.origin === "local" ? "(own route)" : "-";
-  const vlan = hop.tags.length === 0 ? "" : ` vlan ${tags(hop.tags)}`;
-  return `${hop.mac} ${hop.interface}${vlan}${flow.stale ? " (stale)" : ""}`;
+  return `${placeText(hop)}${flow.stale ? " (stale)" : ""}`;
 }

@@ -157,7 +157,7 @@ function finish(command: Command, values: Record<string, unknown>, place: Place)
     args[name] = values[name] ?? (many ? [] : undefined);
   }
   const optionValue = (name: string, option: Option) => {
-    const value = values[name];
+    const value = option.many && Array.isArray(values[name]) ? values[name].join(",") : values[name];
     if (option.value === undefined && place.words.some((word) => word.startsWith(`--${name}=`))) {
       throw usageError(`--${name} takes no value`);
     }

@@ -5,6 +5,8 @@ export interface Column {
   title: string;
   /** Numbers are set against their right edge. */
   right?: boolean;
+  /** Left out where no row has anything in it. */
+  optional?: boolean;
 }
 
 export type Cell = string | number | null;
@@ -12,9 +14,11 @@ export type Cell = string | number | null;
 const GAP = "  ";
 
 export function table(columns: readonly Column[], rows: readonly (readonly Cell[])[]): string {
-  const layout = new TableLayout(columns);
-  for (const row of rows) layout.fit(row);
-  return [layout.header(), ...rows.map((row) => layout.line(row))].join("");
+  const isShown = columns.map(({ optional }, at) => !optional || rows.some((row) => row[at] !== null));
+  const shown = <T>(cells: readonly T[]): T[] => cells.filter((_, at) => isShown[at]);
+  const layout = new TableLayout(shown(columns));
+  for (const row of rows) layout.fit(shown(row));
+  return [layout.header(), ...rows.map((row) => layout.line(shown(row)))].join("");
 }
 
 /** Column widths that grow with what is put in, for tables that are written as they are read. */

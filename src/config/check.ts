@@ -5,7 +5,9 @@ import { mapIpv4, parseAddress, parseMac } from "../addresses.ts";
 import { suggest } from "../suggest.ts";
 import { DEFAULT_ZONE, globsMeet, peerOf, zoneNumbers } from "./parts.ts";
 import { quoted } from "./problems.ts";
-import type { Config, DeviceConfig, TapConfig, UplinkConfig } from "./schema.ts";
+import type { Config, DeviceConfig, LabelStackConfig, TapConfig, UplinkConfig } from "./schema.ts";
+import { checkTunnels } from "./tunnelChecks.ts";
+import type { TunnelConfig } from "./tunnels.ts";
 import type { Complaint } from "./wording.ts";
 
 /** An entry with its place in the list. */
@@ -18,7 +20,9 @@ export interface Sound {
   uplinks: readonly Entry<UplinkConfig>[];
   taps: readonly Entry<TapConfig>[];
   devices: readonly Entry<DeviceConfig>[];
+  tunnels: readonly Entry<TunnelConfig>[];
   sweep: Config["sweep"] | null;
+  labelStacks: readonly Entry<LabelStackConfig>[];
 }
 
 export function crossCheck(sound: Sound): Complaint[] {
@@ -28,7 +32,9 @@ export function crossCheck(sound: Sound): Complaint[] {
     ...checkDeviceNames(sound),
     ...checkDeviceAddresses(sound),
     ...checkPeers(sound),
+    ...checkTunnels(sound),
     ...checkSweep(sound),
+    ...checkLabelStacks(sound),
   ];
 }
 
@@ -101,16 +107,19 @@ function checkDeviceNames({ devices }: Sound): Complaint[] {
 function checkDeviceAddresses({ devices }: Sound): Complaint[] {
   const found: Complaint[] = [];
   const owners = new Map<string, Entry<DeviceConfig>[]>();
+  // Those that are whoever is at the other end of an interface.
+  const farEnds: Entry<DeviceConfig>[] = [];
   const take = (
     entry: Entry<DeviceConfig>,
-    key: "macs" | "addresses",
+    key: "macs" | "addresses" | "vteps",
     place: number,
     value: string,
     same: string,
   ) => {
     const [index, device] = entry;
     const others = owners.get(same) ?? [];
-    const other = others.find(([, other]) => meet(device, other));
+    // What is behind a VTEP is one device's, whatever tags are within.
+    const other = others.find(([, other]) => (key === "vteps" ? meetSomewhere : meet)(device, other));
     owners.set(same, [...others, entry]);
     if (other === undefined) return;
     const whose = other[0] === index ? "this device" : `devices[${other[0]}]`;
@@ -121,14 +130,28 @@ function checkDeviceAddresses({ devices }: Sound): Complaint[] {
     entry[1].addresses?.forEach((address, place) => {
       take(entry, "addresses", place, address, `address ${addressKey(address)}`);
     });
+    entry[1].vteps?.forEach(
+      (vtep, place) => void take(entry, "vteps", place, vtep, `vtep ${addressKey(vtep)}`),
+    );
+    const [index, { interface: name, macs, addresses, vteps }] = entry;
+    if (name === undefined || [macs, addresses, vteps].some((given) => given?.length !== 0)) continue;
+    const other = farEnds.find(([, other]) => meet(entry[1], other));
+    farEnds.push(entry);
+    if (other === undefined) continue;
+    const message = `the far end of ${name} is devices[${other[0]}] already`;
+    found.push(complaint(["devices", index, "interface"], message));
   }
   return found;
 }
 
 /** Whether one frame could be of both. What is not well-formed is met by nothing. */
 function meet(a: Partial<DeviceConfig>, b: Partial<DeviceConfig>): boolean {
+  return a.vlans !== undefined && a.vlans.join() === b.vlans?.join() && meetSomewhere(a, b);
+}
+
+/** Whether both may be behind one uplink. */
+function meetSomewhere(a: Partial<DeviceConfig>, b: Partial<DeviceConfig>): boolean {
   if (a.zone === undefined || a.zone !== b.zone || !("interface" in a) || !("interface" in b)) return false;
-  if (a.vlans === undefined || a.vlans.join() !== b.vlans?.join()) return false;
   return globsMeet(a.interface ?? "*", b.interface ?? "*");
 }
 
@@ -159,6 +182,23 @@ function checkSweep({ sweep }: Sound): Complaint[] {
   const { interval_min_seconds: min, interval_max_seconds: max } = sweep;
   const message = `${min} is more than interval_max_seconds, ${max}`;
   return [complaint(["sweep", "interval_min_seconds"], message)];
+}
+
+/** A request must lead to one mark. Where 0 (explicit null) is the last of several, the programs do not see it. */
+function checkLabelStacks({ labelStacks }: Sound): Complaint[] {
+  const found: Complaint[] = [];
+  const places = new Map<string, number>();
+  for (const [index, { request }] of labelStacks) {
+    if (request === undefined) continue;
+    const key = request.join(" ").replace(/(?<=\d) 0$/, "");
+    const first = places.get(key);
+    if (first === undefined) places.set(key, index);
+    else {
+      const path = ["mpls", "label_stacks", index, "request"];
+      found.push(complaint(path, `mpls.label_stacks[${first}] has the labels ${request.join(", ")} already`));
+    }
+  }
+  return found;
 }
 
 function macKey(mac: string): string {

@@ -13,9 +13,11 @@ import {
   configSchema,
   type DeviceConfig,
   entrySchemas,
+  type LabelStackConfig,
   type TapConfig,
   type UplinkConfig,
 } from "./schema.ts";
+import type { TunnelConfig } from "./tunnels.ts";
 import { type Complaint, complaints } from "./wording.ts";
 
 export { ConfigError, type Finding as ConfigProblem, findingText } from "./problems.ts";
@@ -86,7 +88,12 @@ function soundParts(data: unknown): Sound {
     uplinks: soundEntries<UplinkConfig>(entrySchemas.uplinks, top.uplinks),
     taps: soundEntries<TapConfig>(entrySchemas.taps, top.taps),
     devices: soundEntries<DeviceConfig>(entrySchemas.devices, top.devices),
+    tunnels: soundEntries<TunnelConfig>(entrySchemas.tunnels, top.tunnels),
     sweep: sweep.success ? sweep.data : null,
+    labelStacks: soundEntries<LabelStackConfig>(
+      entrySchemas.labelStacks,
+      isMapping(top.mpls) ? top.mpls.label_stacks : undefined,
+    ),
   };
 }
 

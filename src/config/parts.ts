@@ -50,6 +50,11 @@ export function parseExclusion(rule: ExclusionConfig): Exclusion {
   return { remote, ports, protocol: rule.protocol ?? null };
 }
 
+/** Of 0 to 15 only the explicit nulls come with packets of a tunnel (RFC 3032, 2.1; RFC 4182). */
+export function isReservedLabel(label: number): boolean {
+  return label < 16 && label !== 0 && label !== 2;
+}
+
 export const DEFAULT_ZONE = "default";
 
 /** Numbers of zones by name: `default` is 0 unless given. */

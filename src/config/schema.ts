@@ -5,100 +5,57 @@
 // A message is what was expected, for "expected …, not …"; that of a refinement is a whole sentence.
 
 import { z } from "zod";
-import { isMappedIpv4, parseAddress, parseMac, parsePrefix } from "../addresses.ts";
-import { alternatives } from "../suggest.ts";
-import { LAST_HOPS_PER_UPLINK, RELEARN_DAMPING_SECONDS, TIMEOUT_SECONDS, VMS_PER_TAP } from "./defaults.ts";
-import { parseListen, parsePortRange } from "./parts.ts";
+import {
+  LABEL_MAX,
+  LABELS_PER_STACK,
+  LAST_HOPS_PER_UPLINK,
+  MARK_MAX,
+  MTU_MAX,
+  MTU_MIN,
+  RELEARN_DAMPING_SECONDS,
+  TIMEOUT_SECONDS,
+  VMS_PER_TAP,
+} from "./defaults.ts";
+import {
+  address,
+  always,
+  interfaceGlob,
+  list,
+  mac,
+  matching,
+  name,
+  oneOf,
+  port,
+  prefix,
+  real,
+  seconds,
+  whole,
+  zone,
+} from "./fields.ts";
+import { isReservedLabel, parseListen, parsePortRange } from "./parts.ts";
+import { TUNNELS_MAX, tunnel } from "./tunnels.ts";
 
-const NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]*$/;
-const NAME_MAX = 31;
-const INTERFACE_GLOB = /^[^\s/:]{1,15}$/;
-const MAC = /^(?:[0-9A-Fa-f]{1,2}(?::[0-9A-Fa-f]{1,2}){5}|[0-9A-Fa-f]{1,2}(?:-[0-9A-Fa-f]{1,2}){5})$/;
 const PORT_RANGE = /^\d{1,5}(?:-\d{1,5})?$/;
 const PEER = /^peer:(.+)$/;
 // A lone surrogate has no UTF-8; libvirt allows neither "/" nor control characters.
 const DOMAIN = /^[^\p{Cc}\p{Cs}/]+$/u;
-
 const DAY_SECONDS = 86_400;
 const MONTH_SECONDS = 30 * DAY_SECONDS;
 
-const matching = (error: string, pattern: RegExp) => z.string(error).regex(pattern, { error, abort: true });
-
-function name() {
-  const expected = `a name of up to ${NAME_MAX} letters, digits, ".", "_" and "-", a letter or digit first`;
-  return matching(expected, NAME).max(NAME_MAX, expected).meta({ title: "name" });
-}
-
-function real(low: number, high: number, unit: string) {
-  const expected = `a number of ${unit} from ${low} to ${high}`;
-  return z.number(expected).min(low, expected).max(high, expected);
-}
-
-function whole(low: number, high: number, what = "a whole number") {
-  const expected = `${what} from ${low} to ${high}`;
-  return z.int(expected).min(low, expected).max(high, expected);
-}
-
-function oneOf<const T extends string>(words: readonly [T, ...T[]]) {
-  return z.enum(words, alternatives(words));
-}
-
-function list<T extends z.ZodType>(item: T, what: string, max?: number) {
-  const items = z.array(item, "a list");
-  return max === undefined ? items : items.max(max, `at most ${max} ${what}`);
-}
-
-const seconds = (low: number, high: number) => real(low, high, "seconds");
-const port = whole(1, 65_535, "a port");
-const interfaceGlob = matching(
-  "the name of an interface (up to 15 characters), or a pattern of names with * and ?",
-  INTERFACE_GLOB,
-).meta({ title: "name or pattern" });
-const mac = matching("a MAC address as 02:00:00:00:0a:01", MAC)
-  .refine(isUnicast, { error: (issue) => `${issue.input} is not the address of one network card` })
-  .meta({ title: "MAC address" });
-const address = z
-  .union([z.ipv4("an IP address"), z.ipv6("an IP address")], "an IP address")
-  .refine(isOfOneHost, { error: (issue) => `${issue.input} is not the address of one host` })
-  .meta({ title: "address" });
-const prefix = z
-  .string("an address or a prefix as 192.0.2.0/24")
-  .refine((text) => parsePrefix(text) !== undefined, {
-    error: (issue) => `expected an address or a prefix as 192.0.2.0/24, not ${JSON.stringify(issue.input)}`,
-  })
-  .meta({ title: "address or prefix" });
-const zone = name()
-  .default("default")
-  .describe("zone that it belongs to: flows of different zones never meet");
-
-function isUnicast(text: string): boolean {
-  const bytes = parseMac(text);
-  return bytes !== undefined && (bytes[0]! & 1) === 0 && bytes.some((byte) => byte !== 0);
-}
-
-/** Not multicast, broadcast, loopback or unspecified; and an IPv4 address is written as one. */
-function isOfOneHost(text: string): boolean {
-  const bytes = parseAddress(text);
-  if (bytes === undefined) return false;
-  if (bytes.length === 4) return bytes[0]! > 0 && bytes[0]! < 224 && bytes[0] !== 127;
-  const low = bytes.subarray(0, 15).every((byte) => byte === 0) && bytes[15]! <= 1;
-  return bytes[0] !== 0xff && !low && !isMappedIpv4(bytes);
-}
-
-/** Refinements run whatever else is wrong with the entry; `rule` must bear with values of any type. */
-function always<T extends Record<string, unknown>>(
-  path: string | undefined,
-  rule: (entry: T) => boolean,
-  error: string,
-) {
-  const params = {
-    error,
-    when: ({ value }: { value: unknown }) =>
-      typeof value === "object" && value !== null && !Array.isArray(value),
-    ...(path !== undefined && { path: [path] }),
-  };
-  return [rule, params] as const;
-}
+const label = whole(0, LABEL_MAX, "an MPLS label").refine((value) => !isReservedLabel(value), {
+  error: (issue) =>
+    `${issue.input} is a reserved label (RFC 3032): 16 to ${LABEL_MAX} may stand here, 0 and 2 (explicit null) as the last`,
+});
+const allWhole = ({ value }: { value: unknown }) =>
+  Array.isArray(value) && value.every((item) => Number.isInteger(item));
+const labelStack = z
+  .array(label, "a list of MPLS labels, outer first")
+  .max(LABELS_PER_STACK, `at most ${LABELS_PER_STACK} MPLS labels`)
+  .refine((labels) => labels.length > 0, "without labels there is no request to tell by them")
+  .refine((labels) => labels.slice(0, -1).every((value) => value !== 0 && value !== 2), {
+    error: "0 and 2 (explicit null) may stand last only",
+    when: allWhole,
+  });
 
 const exclusion = z
   .strictObject(
@@ -159,6 +116,24 @@ const uplink = z.strictObject(
     last_hops_max: whole(1, 65_536)
       .default(LAST_HOPS_PER_UPLINK)
       .describe("how many new last hops it may learn: a flood of source MACs must not take them all"),
+    mtu: whole(MTU_MIN, MTU_MAX)
+      .optional()
+      .describe(
+        "bytes of the largest IP packet on the way back; that of the interface, as it changes, if left out",
+      ),
+    clamp_mss: z
+      .boolean("true or false")
+      .default(true)
+      .describe("whether TCP's maximum segment size is lowered to what fits the way back"),
+    via: oneOf(["redirect", "stack"])
+      .default("redirect")
+      .describe("how replies leave: straight by the interface, or by the host's own routing"),
+    mark: whole(0, MARK_MAX, "a mark")
+      .default(0)
+      .describe(
+        "firewall mark of replies that go by the host's routing: with `via: stack`, and those of an IPsec policy " +
+          "without an interface of its own; 0 for none",
+      ),
     exclude,
   },
   "a mapping with the keys of an uplink",
@@ -231,6 +206,11 @@ const device = z
       addresses: list(address, "addresses", 4)
         .default([])
         .describe("IP addresses whose MAC is followed in the kernel's neighbour table"),
+      vteps: list(address, "VTEPs", 4)
+        .default([])
+        .describe(
+          "far ends of VXLAN tunnels that it is behind: the MACs that the forwarding tables of VXLAN uplinks have there are its own",
+        ),
       interface: interfaceGlob
         .optional()
         .describe("uplinks where it is, by name or pattern; all of its zone if left out"),
@@ -261,8 +241,10 @@ const device = z
   .refine(
     ...always(
       undefined,
-      (device) => device.macs !== undefined && (!isEmpty(device.macs) || !isEmpty(device.addresses)),
-      "a device needs macs, addresses or both",
+      ({ macs, addresses, vteps, interface: name }) =>
+        macs !== undefined &&
+        ([macs, addresses, vteps].some((given) => !isEmpty(given)) || name !== undefined),
+      "a device needs macs, addresses or vteps; or an interface without a link layer, whose far end it is",
     ),
   )
   .refine(
@@ -276,6 +258,29 @@ const device = z
       "nobody to probe: give the probe an address, or the device addresses",
     ),
   );
+
+const mpls = z.strictObject(
+  {
+    label_stacks: list(
+      z.strictObject(
+        {
+          request: labelStack.describe("labels that requests come with, outer first"),
+          mark: whole(1, MARK_MAX, "a mark").describe(
+            "firewall mark of the replies, by which an `ip rule` leads to a route with `encap mpls`",
+          ),
+        },
+        "a mapping with request and mark",
+      ),
+      "label stacks",
+      1024,
+    )
+      .default([])
+      .describe(
+        "label stacks that requests may come with: labels are per direction, so the replies' are a route's",
+      ),
+  },
+  "a mapping",
+);
 
 function isEmpty(value: unknown): boolean {
   return Array.isArray(value) && value.length === 0;
@@ -361,6 +366,10 @@ export const configSchema = z.strictObject(
     devices: list(device, "devices", 1024)
       .default([])
       .describe("the stateful network devices behind the uplinks: firewalls, load balancers, routers"),
+    tunnels: list(tunnel, "tunnels", TUNNELS_MAX)
+      .default([])
+      .describe("tunnels that lasthop makes; `uplinks` name them like any other interface"),
+    mpls: mpls.prefault({}).describe("requests that come in MPLS"),
     relearn_damping_seconds: seconds(0, 60)
       .default(RELEARN_DAMPING_SECONDS)
       .describe("how long a flow stays where it is after it has moved; 0 for no damping"),
@@ -374,11 +383,18 @@ export const configSchema = z.strictObject(
 );
 
 /** The schemas of single entries, for checks that look at those that are well-formed. */
-export const entrySchemas = { uplinks: uplink, taps: tap, devices: device };
+export const entrySchemas = {
+  uplinks: uplink,
+  taps: tap,
+  devices: device,
+  tunnels: tunnel,
+  labelStacks: mpls.shape.label_stacks.unwrap().element,
+};
 
 export type Config = z.output<typeof configSchema>;
 export type UplinkConfig = Config["uplinks"][number];
 export type TapConfig = Config["taps"][number];
 export type DeviceConfig = Config["devices"][number];
+export type LabelStackConfig = Config["mpls"]["label_stacks"][number];
 export type ExclusionConfig = z.output<typeof exclusion>;
 export type ProbeConfig = z.output<typeof probe>;

@@ -15,6 +15,7 @@ import {
 } from "./detach.ts";
 import { removeDevice, setDevice } from "./devices.ts";
 import { type Failure, failure } from "./failure.ts";
+import { labelStackSteps } from "./labelStacks.ts";
 import type { Surroundings } from "./observe.ts";
 import type { TableAction } from "./plan.ts";
 import { runSteps, type Step } from "./steps.ts";
@@ -69,6 +70,8 @@ function stepsOf(around: Surroundings, action: Exclude<TableAction, { kind: "att
       return controlSteps(around, action);
     case "zone":
       return [zoneStep(around, action)];
+    case "label-stacks":
+      return labelStackSteps(tables, action.changes);
     case "repair": {
       const { left } = action;
       if ("unfinished" in left) return unfinishedSteps(around, left.unfinished);

@@ -12,10 +12,15 @@ import { BpfError, isErrno, xdpQuery } from "../libbpf/index.ts";
 import { ERRNO } from "../libc/index.ts";
 import type { Hook, Mode, Policy, Role } from "../ops/types.ts";
 import type { InterfaceEntry } from "../tables/index.ts";
-import { attachSteps, type Current, changesOf, macBytes, type Wanted } from "./attachSteps.ts";
+import { attachSteps, type Current, changesOf, remapTarget } from "./attachSteps.ts";
+import { beneath, type Uplinks } from "./beneath.ts";
 import { attachDecided, decideHook, type HookDecision } from "./hook.ts";
+import { type IcmpSource, icmpSource, NO_ICMP_SOURCE } from "./icmpSource.ts";
+import type { Wanted } from "./interfaceEntry.ts";
+import type { LabelStacks } from "./labelStacks.ts";
+import { isAsNew } from "./lastHops.ts";
 import type { Observed, ObservedInterface, Surroundings } from "./observe.ts";
-import { CHOSEN_FLAGS, type Settings } from "./settings.ts";
+import { askedMtu, CHOSEN_FLAGS, DEFAULT_UPLINK_FLAGS, LASTING_FLAGS, type Settings } from "./settings.ts";
 import { chooseSlot } from "./slots.ts";
 import { runSteps, type Step } from "./steps.ts";
 import { vmMacs } from "./vms.ts";
@@ -29,6 +34,13 @@ export interface AttachUnit {
   changes: string[];
   /** What the operator should know before it is done. */
   warnings: string[];
+}
+
+/** What is to hold beside this interface; what is left out is as observed. */
+export interface Company {
+  /** Every uplink that is, or is to be, attached. */
+  uplinks?: Uplinks;
+  labelStacks?: LabelStacks;
 }
 
 /** Slots that this plan has given out, beside those that the tables know. */
@@ -48,10 +60,11 @@ export function prepare(
   settings: Settings,
   taken: TakenSlots,
   returned?: InterfaceEntry,
+  company: Company = {},
 ): AttachUnit {
   const now = currentOf(observed, link, returned);
   const decision = decide(observed, link, now, settings);
-  const wanted = wantedFor(observed, link, now, settings, taken);
+  const wanted = wantedFor(observed, link, now, settings, taken, company);
   now.outdated = isOutdated(observed, now, wanted);
   const changes = changesOf(now, { ...wanted, hook: decision.hook }, observed.programs);
   return { link, now, wanted, decision, changes, warnings: warningsOf(now, wanted, decision.hook) };
@@ -64,7 +77,14 @@ function currentOf(observed: Observed, link: Link, returned: InterfaceEntry | un
   const orphan = observed.strayFilters.some(
     ({ ifindex, kind }) => ifindex === link.ifindex && kind === "orphan",
   );
-  const common = { orphan, outdated: false, bridges: observed.bridges, ...(returned && { returned }) };
+  const attached = new Set(observed.interfaces.flatMap(({ entry, link: own }) => (own ? entry.ifindex : [])));
+  const common = {
+    orphan,
+    outdated: false,
+    bridges: observed.bridges,
+    attached,
+    ...(returned && { returned }),
+  };
   if (!there) return common;
   const { entry, attachments, budget, exclusions, egress } = there;
   return { ...common, entry, attachments, budget, exclusions, egress };
@@ -86,6 +106,8 @@ function decide(observed: Observed, link: Link, now: Current, settings: Settings
     name: link.name,
     role,
     kind: link.kind,
+    ethernet: link.ethernet,
+    external: link.external === true,
     hardware: link.parentDevice !== null && link.ethernet,
     xdp: link.xdp,
     ownXdpProgramId: isOurs ? attachment.programId : null,
@@ -101,22 +123,53 @@ function wantedFor(
   now: Current,
   settings: Settings,
   taken: TakenSlots,
+  company: Company,
 ): Wanted {
   const { host } = observed;
   const master = link.masterKind === "bridge" && link.master !== null ? host.link(link.master) : undefined;
   const l3 = master ?? link;
   const { mode: _, ...chosen } = settings;
-  const isNewTap = settings.role === "tap" && now.entry?.role !== ROLE.TAP;
+  const isTap = settings.role === "tap";
+  const isNewTap = isTap && now.entry?.role !== ROLE.TAP;
+  const bridges = master ? [master, ...host.vlansOn(master.ifindex)] : [];
+  const uplinks = company.uplinks ?? attachedUplinks(observed);
   return {
     ...chosen,
     link,
     l3,
-    bridges: master ? [master, ...host.vlansOn(master.ifindex)] : [],
+    bridges,
+    beneath: isTap ? null : beneath(host, link, settings.zone, uplinks),
+    icmpSource: isTap ? icmpSourceOf(observed, link, l3, bridges, now.entry) : NO_ICMP_SOURCE,
+    labelStacks: company.labelStacks ?? observed.labelStacks,
     slot: slotFor(observed, link, now, taken),
     portBlocked: isPortBlocked(link),
     usable: isUsable(observed, link),
     vms: isNewTap ? vmMacs(link, l3.mac ?? "", master ? host.fdb : [], host.neighbours) : [],
   };
+}
+
+/** Zones by ifindex. */
+export function attachedUplinks({ interfaces }: Pick<Observed, "interfaces">): Map<number, number> {
+  const uplinks = interfaces.filter(({ entry, link }) => link !== undefined && entry.role === ROLE.UPLINK);
+  return new Map(uplinks.map(({ entry }) => [entry.ifindex, entry.zone]));
+}
+
+function icmpSourceOf(
+  observed: Observed,
+  tap: Link,
+  l3: Link,
+  bridges: readonly Link[],
+  entry: InterfaceEntry | undefined,
+): IcmpSource {
+  const { host } = observed;
+  return icmpSource({
+    l3,
+    others: bridges.filter(({ ifindex }) => ifindex !== l3.ifindex),
+    addresses: host.addresses,
+    neighbours: () => host.neighbours,
+    guests: () => observed.guests.get(tap.ifindex) ?? new Set(),
+    before: entry ? { v4: entry.icmp_source4, v6: entry.icmp_source6 } : NO_ICMP_SOURCE,
+  });
 }
 
 function slotFor(observed: Observed, link: Link, now: Current, taken: TakenSlots): number {
@@ -138,12 +191,12 @@ export function isUsable({ followed }: Pick<Observed, "followed">, { flags }: Li
   return !followed || (flags.up && flags.running);
 }
 
-function isOutdated({ lastHops }: Observed, now: Current, { link, l3, slot, role }: Wanted): boolean {
+/** Some of its last hops say another way back than new ones would. */
+function isOutdated({ lastHops }: Observed, now: Current, wanted: Wanted): boolean {
+  const { link, role } = wanted;
   if (role !== "uplink" || !now.entry) return false;
-  const sourceMac = macBytes(l3).toString("hex");
-  return lastHops
-    .of(link.ifindex)
-    .sources.some((source) => source.slot !== slot || source.sourceMac.replaceAll(":", "") !== sourceMac);
+  const to = remapTarget(wanted);
+  return lastHops.of(link.ifindex).sources.some((source) => !isAsNew(source, to));
 }
 
 function warningsOf(now: Current, { link, portBlocked, origin, role }: Wanted, hook: Hook): string[] {
@@ -170,7 +223,12 @@ function warningsOf(now: Current, { link, portBlocked, origin, role }: Wanted, h
 /** What an entry says of how it was asked to be attached; what it does not say is what holds without a word. */
 export function settingsOf({ entry, budget, exclusions }: Partial<ObservedInterface>, role: Role): Settings {
   const isSameRole = entry !== undefined && ROLE_NAMES[entry.role] === role;
-  const flags = (entry?.flags ?? 0) & CHOSEN_FLAGS;
+  const fallback = role === "uplink" ? DEFAULT_UPLINK_FLAGS : 0;
+  // An entry of a version that knew no MTU says nothing of what came with it.
+  const flags =
+    isSameRole && entry.mtu !== 0
+      ? entry.flags & CHOSEN_FLAGS
+      : fallback | ((entry?.flags ?? 0) & LASTING_FLAGS);
   return {
     role,
     mode: undefined,
@@ -179,6 +237,8 @@ export function settingsOf({ entry, budget, exclusions }: Partial<ObservedInterf
     flags: exclusions ? flags : flags & ~INTERFACE_FLAG.EXCLUDES,
     lastHopsMax: (isSameRole && budget?.last_hops_max) || LAST_HOPS_PER_UPLINK,
     vmsMax: (isSameRole && budget?.vms_max) || VMS_PER_TAP,
+    mtu: isSameRole ? askedMtu(entry) : null,
+    mark: isSameRole ? entry.mark : 0,
     exclusions: exclusions ?? Buffer.alloc(0),
     origin: entry?.origin ?? ORIGIN.MANUAL,
     config: null,

@@ -2,34 +2,18 @@
 // The steps that bring an interface from how it is attached to how it is wanted. Tables are written before the
 // program that reads them is attached; what goes, goes after its successor works.
 
-import { encode, type StructInput } from "../abi/codec.ts";
-import { HOOK, INTERFACE_FLAG, ORIGIN, POLICY, ROLE } from "../abi/layout.gen.ts";
-import { parseMac } from "../addresses.ts";
+import { encode } from "../abi/codec.ts";
+import { INTERFACE_FLAG, ROLE } from "../abi/layout.gen.ts";
 import { programFor } from "../kernel/attachment.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
-import type { Hook } from "../ops/types.ts";
 import type { InterfaceEntry, Tables } from "../tables/index.ts";
 import { hookChanges, hookSteps, type Progress } from "./hookSteps.ts";
+import { bridgeEntry, entryChanges, entryOf, macBytes, OTHER_HOOK, type WantedAt } from "./interfaceEntry.ts";
 import { setState } from "./lastHopFacts.ts";
-import { countLastHops, remapLastHops } from "./lastHops.ts";
+import { countLastHops, type RemapTarget, remapLastHops } from "./lastHops.ts";
 import { isGone, type ObservedInterface, type Programs, type Surroundings } from "./observe.ts";
-import { CHOSEN_FLAGS, type Settings } from "./settings.ts";
 import type { Step } from "./steps.ts";
 import { inZone, type KnownVm, newVms, removeVms, restoreVms, vmsOf } from "./vms.ts";
-
-export interface Wanted extends Omit<Settings, "mode"> {
-  link: Link;
-  /** Where the host's stack sees its packets: its bridge, or itself. */
-  l3: Link;
-  /** The bridge of a tap and the VLAN interfaces on it: what a routed host's lookup may name. */
-  bridges: readonly Link[];
-  slot: number;
-  portBlocked: boolean;
-  /** Packets can leave by it. */
-  usable: boolean;
-  /** MACs that are known to be behind a new tap. */
-  vms: readonly string[];
-}
 
 /** How it is attached now. */
 export interface Current extends Partial<Omit<ObservedInterface, "link">> {
@@ -37,13 +21,13 @@ export interface Current extends Partial<Omit<ObservedInterface, "link">> {
   returned?: InterfaceEntry;
   /** An instance of which nothing else is left has a clsact filter there. */
   orphan: boolean;
-  /** Its last hops are of another slot, or of another MAC of the host. */
+  /** Its last hops say another way back than new ones would: another slot, MAC of the host, mark. */
   outdated: boolean;
   /** What the table has of the bridges that it brings, by ifindex. */
   bridges: ReadonlyMap<number, InterfaceEntry>;
+  /** Interfaces that are attached: a bridge among them has an entry of its own. */
+  attached: ReadonlySet<number>;
 }
-
-export type WantedAt = Wanted & { hook: Hook };
 
 export function attachSteps(around: Surroundings, now: Current, wanted: WantedAt, why: string): Step[] {
   const progress: Progress = { qdiscOurs: ((now.entry?.flags ?? 0) & INTERFACE_FLAG.QDISC_OURS) !== 0 };
@@ -67,7 +51,7 @@ export function attachSteps(around: Surroundings, now: Current, wanted: WantedAt
 /** What attachSteps would change, for people; empty if nothing. `programs` is null where there are none yet. */
 export function changesOf(now: Current, wanted: WantedAt, programs: Programs | null): string[] {
   const id = programs?.(wanted.role, wanted.hook) ?? 0;
-  const entry = now.entry ? entryChanges(now.entry, entryOf(wanted, id, now.entry), wanted) : [];
+  const entry = now.entry ? entryChanges(now.entry, entryOf(wanted, id), wanted) : [];
   return [
     ...entry,
     ...hookChanges(now, wanted, id),
@@ -75,7 +59,7 @@ export function changesOf(now: Current, wanted: WantedAt, programs: Programs | n
     ...(now.entry && budgetDiffers(now, wanted) ? [budgetText(wanted)] : []),
     ...(now.entry && exclusionsDiffer(now, wanted) ? ["exclusions"] : []),
     ...bridgesMissing(now, wanted).map(({ name }) => `bridge ${name} as it is now`),
-    ...(now.entry && now.outdated ? ["last hops with the host's present MAC"] : []),
+    ...(now.entry && now.outdated ? ["last hops with the present way back"] : []),
   ];
 }
 
@@ -172,8 +156,12 @@ function entrySteps(
   const { ifindex } = wanted.link;
   const old = now.entry;
   // The netdev that had the index before may have been this uplink too.
-  const before = old ?? (now.returned?.ifindex === ifindex ? now.returned : undefined);
-  const entry = entryOf(wanted, programFor(instance, wanted.role, wanted.hook).info().id, old);
+  const before =
+    old ??
+    (now.returned?.ifindex === ifindex ? now.returned : undefined) ??
+    // A bridge of attached taps that becomes an uplink.
+    tables.interfaces.get(ifindex);
+  const entry = entryOf(wanted, programFor(instance, wanted.role, wanted.hook).info().id);
   const changes = old ? entryDone(old, entry, wanted) : null;
   if (old && changes === null) return [];
   const qdiscFlag = (): number =>
@@ -190,31 +178,6 @@ function entrySteps(
   ];
 }
 
-/** As the table is to have it, without the flag that says whose the qdisc is. */
-export function entryOf(
-  wanted: WantedAt,
-  programId: number,
-  old: InterfaceEntry | undefined,
-): InterfaceEntry {
-  return {
-    slot: wanted.slot,
-    l3_ifindex: wanted.l3.ifindex,
-    zone: wanted.zone,
-    role: ROLE[upper(wanted.role)],
-    policy: POLICY[upper(wanted.policy)],
-    flags: (wanted.flags & CHOSEN_FLAGS) | (wanted.portBlocked ? INTERFACE_FLAG.PORT_BLOCKED : 0),
-    hook: HOOK[upper(wanted.hook)],
-    mac: macBytes(wanted.link),
-    host_mac: macBytes(wanted.l3),
-    origin: wanted.origin,
-    name: wanted.link.name,
-    prog_id: programId,
-    ifindex: wanted.link.ifindex,
-    config_index: wanted.configIndex,
-    reserved: old?.reserved ?? 0,
-  };
-}
-
 function entryDone(
   old: InterfaceEntry,
   entry: InterfaceEntry,
@@ -227,66 +190,22 @@ function entryDone(
   return { text: told.length === 0 ? null : `${wanted.link.name}: ${told.join(", ")}` };
 }
 
-const OTHER_HOOK = "another hook";
-
-/** For people; empty if the entries are the same. */
-function entryChanges(old: InterfaceEntry, entry: InterfaceEntry, wanted: WantedAt): string[] {
-  const changes: string[] = [];
-  if (old.name !== entry.name) changes.push(`was called ${old.name}`);
-  if (old.role !== entry.role) changes.push(`role ${wanted.role}`);
-  if (old.zone !== entry.zone) changes.push(`zone ${entry.zone} instead of ${old.zone}`);
-  if (old.policy !== entry.policy) changes.push(`policy ${wanted.policy}`);
-  changes.push(...flagChanges(old.flags, entry.flags));
-  if (old.origin !== entry.origin) changes.push(originText(wanted));
-  else if (old.config_index !== entry.config_index) changes.push(`${wanted.config} in the configuration now`);
-  if (changes.length > 0) return changes;
-  if (old.hook !== entry.hook) return [OTHER_HOOK];
-  const ours = INTERFACE_FLAG.QDISC_OURS;
-  const same = encode("interface", { ...old, flags: old.flags & ~ours }).equals(encode("interface", entry));
-  return same ? [] : ["entered what has changed about the interface"];
-}
-
-function originText({ origin, config }: WantedAt): string {
-  return origin === ORIGIN.CONFIG ? `by the configuration from now on (${config})` : "by hand from now on";
-}
-
-function flagChanges(old: number, flags: number): string[] {
-  const { LEARN_DEVICES, RELEARN_NEVER, PICKUP_NO, EXCLUDES } = INTERFACE_FLAG;
-  const texts: [flag: number, set: string, cleared: string][] = [
-    [LEARN_DEVICES, "learns devices only", "learns from any"],
-    [RELEARN_NEVER, "never relearns", "relearns"],
-    [PICKUP_NO, "no pickup", "pickup"],
-    [EXCLUDES, "exclusions", "no exclusions"],
-  ];
-  return texts.flatMap(([flag, set, cleared]) =>
-    (old & flag) === (flags & flag) ? [] : [(flags & flag) !== 0 ? set : cleared],
-  );
-}
-
 // Bridges
 
-export function bridgeEntry(bridge: Link, l3: Link): StructInput<"interface"> {
-  return {
-    // Of the bridge itself also for a VLAN interface on it: this is how its taps are found.
-    l3_ifindex: l3.ifindex,
-    role: ROLE.BRIDGE,
-    mac: macBytes(bridge),
-    host_mac: macBytes(bridge),
-    name: bridge.name,
-    ifindex: bridge.ifindex,
-  };
-}
-
 /** Those that the table does not have, or not as they are. */
-function bridgesMissing({ bridges: known }: Pick<Current, "bridges">, wanted: WantedAt): Link[] {
+function bridgesMissing(
+  { bridges: known, attached }: Pick<Current, "bridges" | "attached">,
+  wanted: WantedAt,
+): Link[] {
   if (wanted.role !== "tap") return [];
   return wanted.bridges.filter((bridge) => {
+    if (attached.has(bridge.ifindex)) return false;
     const entry = known.get(bridge.ifindex);
     return !entry || !encode("interface", bridgeEntry(bridge, wanted.l3)).equals(encode("interface", entry));
   });
 }
 
-function bridgeSteps({ tables }: Surroundings, _now: Current, wanted: WantedAt): Step[] {
+function bridgeSteps({ tables }: Surroundings, { attached }: Current, wanted: WantedAt): Step[] {
   // Another tap of the same bridge may have brought it by now.
   const there = new Map(
     wanted.bridges.flatMap(({ ifindex }) => {
@@ -295,7 +214,7 @@ function bridgeSteps({ tables }: Surroundings, _now: Current, wanted: WantedAt):
     }),
   );
   // An attached interface keeps its entry.
-  const missing = bridgesMissing({ bridges: there }, wanted).filter(
+  const missing = bridgesMissing({ bridges: there, attached }, wanted).filter(
     ({ ifindex }) => (there.get(ifindex)?.role ?? ROLE.BRIDGE) === ROLE.BRIDGE,
   );
   return missing.map((bridge) => ({
@@ -375,9 +294,11 @@ function lastHopSteps({ tables }: Surroundings, now: Current, wanted: WantedAt):
     return old?.role === ROLE.UPLINK ? [stateStep(around(tables), ifindex, "down")] : [];
   const begins = old?.role !== ROLE.UPLINK || isGone(old) || now.returned !== undefined;
   if (!begins && !now.outdated) return [];
-  const to = { ifindex, slot: wanted.slot, sourceMac: macBytes(wanted.l3) };
+  const to = remapTarget(wanted);
   const from = now.returned?.ifindex ?? ifindex;
-  const before = old ? { ifindex: from, slot: old.slot, sourceMac: old.host_mac } : to;
+  const before = old
+    ? { ifindex: from, slot: old.slot, sourceMac: old.host_mac, way: { ...to.way!, ...old } }
+    : to;
   let remapped = 0;
   const remap: Step = {
     done: null,
@@ -395,6 +316,18 @@ function lastHopSteps({ tables }: Surroundings, now: Current, wanted: WantedAt):
     remap,
     ...(begins || !wanted.usable ? [stateStep(around(tables), ifindex, wanted.usable ? "up" : "down")] : []),
   ];
+}
+
+/** What the records of its last hops are to say. */
+export function remapTarget(wanted: Omit<WantedAt, "hook">): RemapTarget {
+  const { link, l3, slot, flags, mark, labelStacks } = wanted;
+  const bare = link.ethernet ? 0 : INTERFACE_FLAG.NO_LINK_LAYER;
+  return {
+    ifindex: link.ifindex,
+    slot,
+    sourceMac: macBytes(l3),
+    way: { flags: flags | bare, mark, labelStacks },
+  };
 }
 
 function remapText(name: string, count: number): string {
@@ -431,10 +364,6 @@ function returnSteps({ tables }: Surroundings, { returned }: Current, { link }: 
       undo: () => tables.interfaces.set(returned.ifindex, returned),
     },
   ];
-}
-
-export function macBytes(link: Link): Buffer {
-  return (link.mac !== null && parseMac(link.mac)) || Buffer.alloc(6);
 }
 
 function upper<T extends string>(word: T): Uppercase<T> {

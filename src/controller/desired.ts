@@ -9,11 +9,13 @@ import type { Config, ExclusionConfig, TapConfig, UplinkConfig } from "../config
 import { LasthopError } from "../errors.ts";
 import { whyNotAttachable } from "../kernel/coexistence.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
+import { isHiddenEnd } from "../kernel/tunnelNames.ts";
 import type { Role } from "../ops/types.ts";
 import type { DeviceInput } from "../tables/index.ts";
 import { deviceFromConfig } from "./devices.ts";
 import { type Failure, failure } from "./failure.ts";
 import type { HostFacts } from "./hostFacts.ts";
+import { desiredLabelStacks, type LabelStacks } from "./labelStacks.ts";
 import type { Settings } from "./settings.ts";
 
 export interface DesiredInterface extends Settings {
@@ -34,6 +36,7 @@ export interface Desired {
   devices: Map<string, DesiredDevice>;
   timeouts: number[];
   relearnDamping: number;
+  labelStacks: LabelStacks;
   /** Interfaces that the configuration names and that cannot be attached. */
   failed: Failure[];
   warnings: string[];
@@ -56,9 +59,11 @@ export function desiredOf(config: Config, host: HostFacts, guests: Guests): Desi
     ),
     timeouts: timeoutTicks(config),
     relearnDamping: secondsToTicks(config.relearn_damping_seconds),
+    labelStacks: desiredLabelStacks(config),
     failed: [],
     warnings: [...unreadable(config, host), ...found.flatMap(ambiguity)],
   };
+  desired.warnings.push(...farEndsWithMacs(config, found));
   const settings = settingsOf(zones);
   for (const { link, matches } of found) {
     const entry = matches[0]!;
@@ -74,6 +79,22 @@ export function desiredOf(config: Config, host: HostFacts, guests: Guests): Desi
     }
   }
   return desired;
+}
+
+/** A device without any address is the far end of an interface, and Ethernet has more than one. */
+function farEndsWithMacs({ devices }: Config, found: readonly Found[]): string[] {
+  return devices.flatMap(({ name, interface: pattern, macs, addresses, vteps }, index) => {
+    if (pattern === undefined || macs.length + addresses.length + vteps.length > 0) return [];
+    const ethernet = found.filter(
+      ({ link, matches }) =>
+        matches[0]!.role === "uplink" && link.ethernet && matchesGlob(pattern, link.name),
+    );
+    return ethernet.map(
+      ({ link }) =>
+        `devices[${index}] (${name}) has neither macs nor addresses, so none of the last hops on ${link.name} is its: ` +
+        "that has a link layer",
+    );
+  });
 }
 
 // Matching
@@ -105,7 +126,8 @@ function matchAll(config: Config, host: HostFacts, guests: Guests): Found[] {
       ...tapMatch(tap, index, host, guests),
     })),
   ];
-  const found = host.links.map((link) => ({ link, matches: entries.filter((entry) => entry.matches(link)) }));
+  const links = host.links.filter((link) => !isHiddenEnd(link));
+  const found = links.map((link) => ({ link, matches: entries.filter((entry) => entry.matches(link)) }));
   const place = ({ matches }: Found): number => entries.indexOf(matches[0]!);
   return found.filter(({ matches }) => matches.length > 0).sort((a, b) => place(a) - place(b));
 }
@@ -218,7 +240,7 @@ function uplinkSettings(
   { config, key, index }: EntryOf<"uplink">,
   zones: ReadonlyMap<string, number>,
 ): Settings {
-  const { LEARN_DEVICES, RELEARN_NEVER, PICKUP_NO } = INTERFACE_FLAG;
+  const { LEARN_DEVICES, RELEARN_NEVER, PICKUP_NO, CLAMP_MSS, VIA_STACK } = INTERFACE_FLAG;
   return {
     ...commonSettings(key, index, zoneOf(zones, config.zone), config.exclude),
     role: "uplink",
@@ -228,9 +250,13 @@ function uplinkSettings(
       (config.learn === "devices" ? LEARN_DEVICES : 0) |
       (config.relearn === "never" ? RELEARN_NEVER : 0) |
       (config.pickup ? 0 : PICKUP_NO) |
+      (config.clamp_mss ? CLAMP_MSS : 0) |
+      (config.via === "stack" ? VIA_STACK : 0) |
       excludesFlag(config.exclude),
     lastHopsMax: config.last_hops_max,
     vmsMax: 0,
+    mtu: config.mtu ?? null,
+    mark: config.mark,
   };
 }
 
@@ -243,6 +269,8 @@ function tapSettings({ config, key, index }: EntryOf<"tap">, zones: ReadonlyMap<
     flags: excludesFlag(config.exclude),
     lastHopsMax: 0,
     vmsMax: config.vms_max,
+    mtu: null,
+    mark: 0,
   };
 }
 

@@ -16,6 +16,7 @@ import {
 import { clsact } from "../libbpf/index.ts";
 import type { InterfaceEntry, Tables } from "../tables/index.ts";
 import { stateStep } from "./attachSteps.ts";
+import { bridgeEntry } from "./interfaceEntry.ts";
 import { isGone, type ObservedInterface, type StrayFilter, type Surroundings } from "./observe.ts";
 import type { Step } from "./steps.ts";
 import { forgetVmsWithoutTap } from "./vms.ts";
@@ -32,7 +33,7 @@ export function detachSteps(around: Surroundings, observed: ObservedInterface): 
     ...programSteps(around, observed),
     ...(entry.role === ROLE.UPLINK ? [stateStep(around, entry.ifindex, "down")] : []),
     ...rowSteps(tables, observed),
-    entryStep(tables, entry, undefined),
+    leaveStep(tables, observed),
   ];
 }
 
@@ -87,6 +88,22 @@ function entryStep(tables: Tables, entry: InterfaceEntry, to: InterfaceEntry | u
   };
 }
 
+/** Its entry goes; a bridge with attached taps, or a VLAN interface on one, is entered as that again. */
+function leaveStep(tables: Tables, { entry, link }: ObservedInterface): Step {
+  const carries = (tap: InterfaceEntry): boolean =>
+    tap.role === ROLE.TAP &&
+    (tap.l3_ifindex === entry.ifindex || (link?.kind === "vlan" && tap.l3_ifindex === link.lower));
+  return {
+    done: null,
+    do: () => {
+      const tap = tables.interfaces.list().find((other) => other.ifindex !== entry.ifindex && carries(other));
+      if (tap && link) tables.interfaces.set(entry.ifindex, bridgeEntry(link, { ifindex: tap.l3_ifindex }));
+      else tables.interfaces.delete(entry.ifindex);
+    },
+    undo: () => tables.interfaces.set(entry.ifindex, entry),
+  };
+}
+
 /** What the slot has. */
 function rowSteps(tables: Tables, { entry: { slot }, budget, egress }: ObservedInterface): Step[] {
   const tap = tables.taps.get(slot)!;
@@ -107,9 +124,11 @@ function rowSteps(tables: Tables, { entry: { slot }, budget, egress }: ObservedI
   ];
 }
 
-/** The bridges of taps that are no longer there. */
+/** The bridges of taps that are no longer there; one that has become an uplink meanwhile stays. */
 export function bridgeSteps(tables: Tables, unused: readonly InterfaceEntry[]): Step[] {
-  return unused.map((entry) => entryStep(tables, entry, undefined));
+  return unused
+    .filter(({ ifindex }) => tables.interfaces.get(ifindex)?.role === ROLE.BRIDGE)
+    .map((entry) => entryStep(tables, entry, undefined));
 }
 
 /** Entries of bridges that no tap has any more. */

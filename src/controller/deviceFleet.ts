@@ -21,7 +21,9 @@ import {
   type NamedDevice,
   type Tables,
 } from "../tables/index.ts";
+import { readLabelStacks } from "./labelStacks.ts";
 import type { LastHopKey } from "./lastHopSurvey.ts";
+import type { WayOut } from "./lastHopWay.ts";
 
 export interface Uplink {
   ifindex: number;
@@ -35,6 +37,12 @@ export interface Uplink {
   usable: boolean;
   /** Learns no last hops but devices'. */
   devicesOnly: boolean;
+  /** Its packets have no MACs. */
+  bare: boolean;
+  /** A packet there also shows of which tunnel it is. */
+  shared: boolean;
+  /** How replies leave by it. */
+  way: WayOut;
 }
 
 /** A last hop that is a device's. */
@@ -52,7 +60,9 @@ export interface Fleet {
   uplinks: Map<number, Uplink>;
   members: Map<number, Member>;
   /** Of each device, those whose records are right as they are. */
-  current: Map<bigint, number[]>;
+  current: Map<bigint, Set<number>>;
+  /** Those whose MACs a forwarding table has behind a device's VTEP. */
+  behindVteps: Set<number>;
   /** Of each member, the record that its flows use while nothing is down. */
   homes: Map<number, number>;
 }
@@ -67,6 +77,7 @@ export function inOrder(devices: readonly NamedDevice[]): NamedDevice[] {
 export function readUplinks(tables: Tables, links: readonly Link[]): Map<number, Uplink> {
   const byIndex = new Map(links.map((link) => [link.ifindex, link]));
   const uplinks = new Map<number, Uplink>();
+  const labelStacks = readLabelStacks(tables);
   for (const entry of tables.interfaces.list()) {
     if (entry.role !== ROLE.UPLINK) continue;
     const link = byIndex.get(entry.ifindex);
@@ -79,6 +90,9 @@ export function readUplinks(tables: Tables, links: readonly Link[]): Map<number,
       hostMac: entry.host_mac,
       usable: isUsable(link) && (entry.flags & INTERFACE_FLAG.GONE) === 0,
       devicesOnly: (entry.flags & INTERFACE_FLAG.LEARN_DEVICES) !== 0,
+      bare: (entry.flags & INTERFACE_FLAG.NO_LINK_LAYER) !== 0,
+      shared: (entry.flags & INTERFACE_FLAG.TUNNEL_KEY) !== 0,
+      way: { flags: entry.flags, mark: entry.mark, labelStacks },
     });
   }
   return uplinks;
@@ -106,6 +120,7 @@ export function sameTags(a: LastHopRecord["tags"], b: LastHopRecord["tags"]): bo
 export class Locator {
   readonly #netlink: Netlink;
   readonly #fleet: Fleet;
+  readonly #chosen = new Map<string, Member | undefined>();
   #places: Map<string, Set<number>> | undefined;
 
   constructor(netlink: Netlink, fleet: Fleet) {
@@ -117,6 +132,12 @@ export class Locator {
   of(mac: Buffer): ReadonlySet<number> {
     this.#places ??= this.#read();
     return this.#places.get(formatMac(mac)) ?? new Set();
+  }
+
+  /** A record once chosen does for all that are alike. */
+  once(key: string, choose: () => Member | undefined): Member | undefined {
+    if (!this.#chosen.has(key)) this.#chosen.set(key, choose());
+    return this.#chosen.get(key);
   }
 
   #read(): Map<string, Set<number>> {
@@ -144,7 +165,7 @@ export function bestRecord(
   owner: bigint,
   from: Member,
 ): Member | undefined {
-  const candidates = (fleet.current.get(owner) ?? [])
+  const candidates = [...(fleet.current.get(owner) ?? [])]
     .filter((index) => index !== from.index)
     .map((index) => fleet.members.get(index)!);
   if (candidates.length < 2) return candidates[0];
@@ -161,7 +182,7 @@ function scoreOf(tables: Tables, fleet: Fleet, locator: Locator, member: Member,
   return [
     Number(sameTags(record.tags, from.record.tags)),
     Number(fleet.uplinks.get(record.ifindex)?.usable === true),
-    Number(locator.of(record.mac).has(record.ifindex)),
+    Number(fleet.behindVteps.has(index) || locator.of(record.mac).has(record.ifindex)),
     tables.lastHops.traffic(index).last_seen,
     Number(record.ifindex === from.record.ifindex),
   ];
@@ -192,7 +213,9 @@ function desiredTarget(
   if (device.on_down !== ON_DOWN.PEER) return LAST_HOP_ROUTE;
   const peer = peers.get(device.peer);
   if (!peer || isDown(peer.device)) return LAST_HOP_ROUTE;
-  const record = bestRecord(tables, fleet, locator, peer.id, member);
+  const { ifindex, tags } = member.record;
+  const alike = [peer.id, ifindex, ...tags.flatMap(({ proto, vid }) => [proto, vid])].join();
+  const record = locator.once(alike, () => bestRecord(tables, fleet, locator, peer.id, member));
   const there = record && fleet.uplinks.get(record.record.ifindex)?.usable;
   return record && there ? record.index : LAST_HOP_ROUTE;
 }

@@ -2,6 +2,10 @@
 /*
  * The last hops of devices: what the operator said of a device becomes records, keys and aliases.
  *
+ * What is behind a device's VTEPs is its own too. On a VXLAN device with one VNI the forwarding table says so; such a
+ * MAC is entered like one that was given, and when the table forgets it, it stays as a learned one does: until no
+ * flow uses it. On a shared device the tunnel key of the last hop says so.
+ *
  * For each uplink where a device may be and each of its MACs there is a key; it leads to a record with that MAC, or
  * with the one that the device is answered at. A last hop that the programs learned before is taken over, so its
  * flows stay. When a MAC is no longer the device's, its key goes, and its record stands for one that is: the flows
@@ -10,17 +14,19 @@
  * Everything is made before something leads to it, so packets see either the old or the new, whenever this ends.
  */
 
-import { currentTick, decode, joinLastHop, type StructValue, sizeOf, splitLastHop } from "../abi/codec.ts";
-import { LAST_HOP, ORIGIN } from "../abi/layout.gen.ts";
+import { currentTick, joinLastHop, splitLastHop } from "../abi/codec.ts";
+import { ORIGIN } from "../abi/layout.gen.ts";
 import type { Netlink } from "../kernel/netlink.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
+import { vtepKey } from "../kernel/vxlanEntry.ts";
 import {
   DeviceReader,
   deviceMacs,
-  type LastHopRecord,
+  deviceVteps,
+  isFarEnd,
+  isZero,
   type NamedDevice,
   NOBODY,
-  OWNER_OFFSET,
   ownerOf,
   ownership,
   replyMac,
@@ -35,13 +41,34 @@ import {
   Locator,
   type Member,
   readUplinks,
-  sameTags,
   type Uplink,
 } from "./deviceFleet.ts";
-import { isEthernet, keysOf, type LastHopKey, recordPieces } from "./lastHopSurvey.ts";
+import {
+  expectedKeys,
+  frameKeyOf,
+  isFarEndOf,
+  isRecordOf,
+  keyId,
+  memberOf,
+  readMembers,
+  tunnelledKey,
+  vtepOf,
+  type Wanted,
+  wantedRecord,
+} from "./deviceRecords.ts";
+import { isInUse, isTunnelled, keyOfRecord, type LastHopKey } from "./lastHopSurvey.ts";
 import type { Pieces } from "./pieces.ts";
+import {
+  entered,
+  KernelVteps,
+  placeVteps,
+  type VtepMac,
+  type VtepPlaces,
+  type VtepSource,
+} from "./vtepMacs.ts";
 
-type Tags = StructValue<"vlan_tag">[];
+/** Devices or last hops between two pauses. */
+const SEVERAL = 64;
 
 export interface Settled {
   fleet: Fleet;
@@ -54,71 +81,51 @@ export interface SettleAround {
   netlink: Netlink;
   /** Of whoever settles often. */
   reader?: DeviceReader;
+  /** Of whoever follows the forwarding tables; else they are read. */
+  vteps?: VtepSource;
 }
 
 /** Idempotent. `moves`: MACs that a device had, and the ones that it has instead. */
 export function* settle(
-  { tables, netlink, reader = new DeviceReader(tables.devices) }: SettleAround,
+  around: SettleAround,
   moves: ReadonlyMap<string, Buffer> = new Map(),
+): Pieces<Settled> {
+  if (around.vteps) return yield* settleWith(around, around.vteps, moves);
+  const vteps = new KernelVteps();
+  try {
+    return yield* settleWith(around, vteps, moves);
+  } finally {
+    vteps.close();
+  }
+}
+
+function* settleWith(
+  { tables, netlink, reader = new DeviceReader(tables.devices) }: SettleAround,
+  source: VtepSource,
+  moves: ReadonlyMap<string, Buffer>,
 ): Pieces<Settled> {
   const devices = inOrder(reader.read());
   const links = netlink.links();
+  const uplinks = readUplinks(tables, links);
+  const places = yield* placeVteps({ devices, uplinks, links, source });
   const fleet: Fleet = {
     devices: new Map(devices.map((device) => [device.id, device])),
-    uplinks: readUplinks(tables, links),
-    members: yield* readMembers(tables, devices),
+    uplinks,
+    members: yield* readMembers(tables, devices, uplinks, places),
     current: new Map(),
     homes: new Map(),
+    behindVteps: new Set(),
   };
-  const settlement = new Settlement(tables, fleet, links);
+  const settlement = new Settlement(tables, fleet, links, { places, source, moves });
   yield* settlement.dismiss();
   yield* settlement.enter();
+  yield* settlement.enterVteps();
   yield* settlement.adopt();
+  yield* settlement.keepSilent();
   yield* settlement.dropOldKeys();
-  yield* settlement.findHomes(new Locator(netlink, fleet), moves);
+  yield* settlement.findHomes(new Locator(netlink, fleet));
   const written = applyStates(tables, netlink, fleet);
   return { fleet, lines: settlement.lines(written) };
-}
-
-/** Devices or last hops between two pauses. */
-const SEVERAL = 64;
-const RECORD_BYTES = sizeOf("last_hop");
-const { kind, mac } = LAST_HOP.fields;
-
-/** Last hops that belong to a device, or have one of its MACs. */
-function* readMembers(tables: Tables, devices: readonly NamedDevice[]): Pieces<Map<number, Member>> {
-  const { lastHops } = tables;
-  const macs = new Set(
-    devices.flatMap(({ device }) => deviceMacs(device)).map((own) => own.readUIntBE(0, 6)),
-  );
-  const members = new Map<number, Member>();
-  let taken = 0;
-  for (const { first, count, values } of recordPieces(lastHops)) {
-    for (let place = 0; place < count; place++) {
-      const at = place * RECORD_BYTES;
-      if (!isEthernet(values[at + kind.offset])) continue;
-      const owned =
-        values.readUInt32LE(at + OWNER_OFFSET) !== 0 || values.readUInt32LE(at + OWNER_OFFSET + 4) !== 0;
-      if (!owned && !macs.has(values.readUIntBE(at + mac.offset, 6))) continue;
-      const member = memberOf(first + place, decode("last_hop", values, at));
-      // One that is being made or given back has no alias.
-      const alias = lastHops.aliases.get(member.index) ?? 0;
-      if (splitLastHop(alias).generation === member.record.generation) members.set(member.index, member);
-      if (++taken % SEVERAL === 0) yield;
-    }
-    yield;
-  }
-  const keys = yield* keysOf(lastHops, (index) => members.has(index));
-  for (const [index, own] of keys) members.get(index)!.keys = own;
-  return members;
-}
-
-function memberOf(index: number, record: LastHopRecord): Member {
-  return { index, record, owner: ownerOf(record), keys: [] };
-}
-
-function keyId({ ifindex, mac, tags }: Pick<LastHopKey, "ifindex" | "mac" | "tags">): string {
-  return `${ifindex} ${mac.toString("hex")} ${tags.map(({ proto, vid }) => `${proto}.${vid}`).join(" ")}`;
 }
 
 interface Counts {
@@ -135,9 +142,25 @@ function* inTurn<T>(items: Iterable<T>, work: (item: T) => void): Pieces<void> {
   }
 }
 
+interface Ensure {
+  /** Of the record; the device's own if left out. */
+  origin?: number;
+  /** Where a forwarding table has the MAC. */
+  vtep?: Buffer;
+  /** With which replies are sent to it, of a tunnelled key. */
+  vni?: number;
+}
+
+interface SettleBy {
+  places: VtepPlaces;
+  source: VtepSource;
+  moves: ReadonlyMap<string, Buffer>;
+}
+
 class Settlement {
   readonly #tables: Tables;
   readonly #fleet: Fleet;
+  readonly #by: SettleBy;
   /** Interfaces of this host. */
   readonly #links: ReadonlySet<number>;
   /** Whose each key is. */
@@ -148,29 +171,23 @@ class Settlement {
   readonly #byMac = new Map<string, NamedDevice[]>();
   readonly #byRecord = new Map<string, Member[]>();
 
-  constructor(tables: Tables, fleet: Fleet, links: readonly Link[]) {
+  constructor(tables: Tables, fleet: Fleet, links: readonly Link[], by: SettleBy) {
     this.#tables = tables;
     this.#fleet = fleet;
+    this.#by = by;
     this.#links = new Set(links.map(({ ifindex }) => ifindex));
     this.#macs = new Map([...fleet.devices.values()].map(({ id, device }) => [id, deviceMacs(device)]));
     for (const owner of fleet.devices.values()) {
       for (const mac of this.#macs.get(owner.id)!) append(this.#byMac, mac.toString("hex"), owner);
     }
-    for (const member of fleet.members.values()) append(this.#byRecord, keyId(member.record), member);
+    for (const member of fleet.members.values())
+      append(this.#byRecord, keyId(keyOfRecord(member.record)), member);
   }
 
   /** The last hops of devices that are no longer: as if they had been learned. */
   dismiss(): Pieces<void> {
     return inTurn(this.#fleet.members.values(), (member) => {
-      if (member.owner === NOBODY || this.#fleet.devices.has(member.owner)) return;
-      for (const key of [...member.keys]) {
-        // What led to the reply MAC would go on doing so; and where only devices are learned this is none.
-        const asLearned =
-          key.mac.equals(member.record.mac) && !this.#fleet.uplinks.get(key.ifindex)?.devicesOnly;
-        if (!asLearned) this.#dropKey(member, key);
-      }
-      this.#label(member, NOBODY, ORIGIN.LEARNED, member.record.successor);
-      this.#raise(member);
+      if (member.owner !== NOBODY && !this.#fleet.devices.has(member.owner)) this.#dismiss(member);
     });
   }
 
@@ -179,19 +196,65 @@ class Settlement {
     return inTurn(this.#fleet.devices.values(), (owner) => {
       for (const uplink of this.#fleet.uplinks.values()) {
         if (!isOn(owner.device, uplink)) continue;
-        for (const own of this.#macs.get(owner.id)!) this.#ensure(owner, uplink, own, owner.device.tags);
+        for (const key of expectedKeys(owner.device, this.#macs.get(owner.id)!, uplink)) {
+          this.#ensure(owner, uplink, key);
+        }
       }
     });
   }
 
-  /** Learned ones with a device's MAC and other tags are the device's too. */
+  /** The same for what is behind its VTEPs. */
+  enterVteps(): Pieces<void> {
+    return inTurn(entered(this.#by.places), ([ifindex, placed]) => {
+      const uplink = this.#fleet.uplinks.get(ifindex)!;
+      const { owner, mac: own, vtep } = placed;
+      if (this.#isLeft(placed, uplink)) return;
+      const key = frameKeyOf(uplink, own, owner.device.tags);
+      const index =
+        placed.vni === null
+          ? this.#ensure(owner, uplink, key, { vtep })
+          : this.#ensure(owner, uplink, tunnelledKey(key, vtep, placed.vni.source), { vni: placed.vni.sent });
+      if (index !== undefined) this.#fleet.behindVteps.add(index);
+    });
+  }
+
+  /** Learned ones with a device's MAC and other tags are the device's too, and all of its far end's and its VTEPs'. */
   adopt(): Pieces<void> {
     return inTurn([...this.#fleet.members.values()], (member) => {
       for (const key of [...member.keys]) {
         if (this.#claims.has(keyId(key))) continue;
         const uplink = this.#fleet.uplinks.get(key.ifindex);
-        const owner = uplink && this.#ownerOnWire(uplink, key.mac);
-        if (owner) this.#ensure(owner, uplink, key.mac, key.tags, ORIGIN.LEARNED);
+        const owner = uplink && this.#ownerOnWire(uplink, key);
+        if (owner) this.#ensure(owner, uplink, key, { origin: ORIGIN.LEARNED });
+      }
+    });
+  }
+
+  /**
+   * A MAC that the forwarding table no longer has: nothing was heard of it for some time, which is no reason to send
+   * its flows elsewhere. One that is behind the VTEP of nobody, or that the operator took back, is the device's no more.
+   */
+  keepSilent(): Pieces<void> {
+    return inTurn([...this.#fleet.members.values()], (member) => {
+      const owner = this.#fleet.devices.get(member.owner);
+      const noted = vtepOf(member);
+      if (!owner || noted === null) return;
+      for (const key of [...member.keys]) {
+        const uplink = this.#fleet.uplinks.get(key.ifindex);
+        const vxlans = this.#by.places.vxlans.get(key.ifindex);
+        if (!uplink || !vxlans || this.#claims.has(keyId(key))) continue;
+        if (this.#by.places.owner(key.ifindex, vtepKey(noted)) !== owner) continue;
+        const own = key.mac.toString("hex");
+        if (this.#by.moves.has(own) || vxlans.some((one) => this.#by.source.isWithdrawn(one, own))) continue;
+        const now = vxlans
+          .map((one) => this.#by.source.find(one, own)?.vtep ?? null)
+          .find((one) => one !== null);
+        const isAway = now !== undefined && this.#by.places.owner(key.ifindex, now) !== owner;
+        if (isAway) {
+          this.#dismiss(member);
+          return;
+        }
+        this.#ensure(owner, uplink, key, { origin: ORIGIN.LEARNED, vtep: noted });
       }
     });
   }
@@ -209,11 +272,11 @@ class Settlement {
   }
 
   /** Each that no key leads to stands for one of its device's that are right. */
-  findHomes(locator: Locator, moves: ReadonlyMap<string, Buffer>): Pieces<void> {
-    const current = new Set([...this.#fleet.current.values()].flat());
+  findHomes(locator: Locator): Pieces<void> {
+    const current = new Set([...this.#fleet.current.values()].flatMap((own) => [...own]));
     return inTurn(this.#fleet.members.values(), (member) => {
       if (!this.#fleet.devices.has(member.owner)) return;
-      const home = current.has(member.index) ? member : this.#home(member, current, locator, moves);
+      const home = current.has(member.index) ? member : this.#home(member, current, locator);
       this.#fleet.homes.set(member.index, home.index);
       const successor = home === member ? 0 : joinLastHop(home.record.generation, home.index);
       this.#label(member, member.owner, member.record.origin, successor);
@@ -232,19 +295,17 @@ class Settlement {
     return lines;
   }
 
-  #home(
-    member: Member,
-    current: ReadonlySet<number>,
-    locator: Locator,
-    moves: ReadonlyMap<string, Buffer>,
-  ): Member {
-    const moved = moves.get(member.record.mac.toString("hex"));
-    const candidates = (this.#fleet.current.get(member.owner) ?? []).map(
+  #home(member: Member, current: ReadonlySet<number>, locator: Locator): Member {
+    const moved = this.#by.moves.get(member.record.mac.toString("hex"));
+    const candidates = [...(this.#fleet.current.get(member.owner) ?? [])].map(
       (index) => this.#fleet.members.get(index)!,
     );
     const toMoved = moved && candidates.filter(({ record }) => record.mac.equals(moved));
     if (toMoved && toMoved.length > 0) {
-      const among = { ...this.#fleet, current: new Map([[member.owner, toMoved.map(({ index }) => index)]]) };
+      const among = {
+        ...this.#fleet,
+        current: new Map([[member.owner, new Set(toMoved.map(({ index }) => index))]]),
+      };
       return bestRecord(this.#tables, among, locator, member.owner, member)!;
     }
     const { generation, index } = splitLastHop(member.record.successor);
@@ -260,42 +321,77 @@ class Settlement {
   #isOwn({ owner, record }: Member): boolean {
     const { device } = this.#fleet.devices.get(owner)!;
     const reply = replyMac(device);
-    return reply ? reply.equals(record.mac) : this.#macs.get(owner)!.some((own) => own.equals(record.mac));
+    if (isFarEnd(device)) return isZero(record.mac);
+    if (reply) return reply.equals(record.mac);
+    const noted = vtepOf({ record });
+    return (
+      this.#macs.get(owner)!.some((own) => own.equals(record.mac)) ||
+      (noted !== null && deviceVteps(device).some((vtep) => vtep.equals(noted)))
+    );
   }
 
-  #ownerOnWire(uplink: Uplink, own: Buffer): NamedDevice | undefined {
-    return this.#byMac.get(own.toString("hex"))?.find(({ device }) => isOn(device, uplink));
+  /** On a shared device the VTEP says whose a frame is, and MACs only of devices without VTEPs. */
+  #ownerOnWire(uplink: Uplink, key: LastHopKey): NamedDevice | undefined {
+    if (uplink.bare) {
+      return [...this.#fleet.devices.values()].find(({ device }) => isFarEndOf(device, uplink));
+    }
+    const { places, moves } = this.#by;
+    const hex = key.mac.toString("hex");
+    const byVtep = isTunnelled(key) ? places.owner(uplink.ifindex, vtepKey(key.tunnel_remote)) : undefined;
+    if (byVtep) return byVtep;
+    const given = this.#byMac.get(hex)?.find(({ device }) => {
+      return isOn(device, uplink) && !(isTunnelled(key) && deviceVteps(device).length > 0);
+    });
+    if (given || isTunnelled(key) || moves.has(hex)) return given;
+    return places.byUplink.get(uplink.ifindex)?.get(hex)?.[0]?.owner;
   }
 
-  #ensure(
-    owner: NamedDevice,
-    uplink: Uplink,
-    own: Buffer,
-    tags: Tags,
-    origin: number = owner.device.origin,
-  ): void {
-    const key: LastHopKey = { ifindex: uplink.ifindex, mac: own, reserved: 0, tags };
+  /**
+   * The device's addresses have left this MAC for another, and no frame has come from it since: that the forwarding
+   * table has it for some time yet says nothing.
+   */
+  #isLeft({ owner, mac: own, vni }: VtepMac, uplink: Uplink): boolean {
+    if (this.#by.moves.has(own.toString("hex"))) return true;
+    const key = frameKeyOf(uplink, own, owner.device.tags);
+    if (vni !== null || this.#tables.lastHops.keys.get(key) !== undefined) return false;
+    const before = this.#byRecord.get(keyId(key))?.find((member) => member.owner === owner.id);
+    const after = before && this.#successor(before);
+    return after !== undefined && this.#macs.get(owner.id)!.some((one) => one.equals(after.record.mac));
+  }
+
+  #successor({ record }: Member): Member | undefined {
+    const { generation, index } = splitLastHop(record.successor);
+    const successor = generation === 0 ? undefined : this.#member(index);
+    return successor?.record.generation === generation ? successor : undefined;
+  }
+
+  /** Returns the index that the key leads to; undefined if it is another's, or there is no room. */
+  #ensure(owner: NamedDevice, uplink: Uplink, key: LastHopKey, more: Ensure = {}): number | undefined {
     const id = keyId(key);
-    if (this.#claims.has(id)) return;
-    const target = replyMac(owner.device) ?? own;
+    if (this.#claims.has(id)) return undefined;
+    const { origin = owner.device.origin, vtep } = more;
     const index = this.#tables.lastHops.keys.get(key);
     const present = index === undefined ? undefined : this.#member(index);
+    const target = uplink.bare ? key.mac : (replyMac(owner.device) ?? key.mac);
+    const wanted = wantedRecord(uplink, key, target, present?.record, more.vni);
     const record =
-      present && isRecordOf(present, uplink, target, tags)
+      present && isRecordOf(present, wanted, uplink)
         ? present
-        : (this.#find(owner, uplink, target, tags) ?? this.#make(owner, uplink, target, tags, origin));
-    if (!record) return;
+        : (this.#find(owner, uplink, wanted) ?? this.#make(owner, wanted, origin));
+    if (!record) return undefined;
     this.#claims.set(id, owner.id);
     if (present !== record) {
       this.#tables.lastHops.keys.set(key, record.index);
       if (present) present.keys = present.keys.filter((other) => keyId(other) !== id);
       record.keys.push(key);
       // One that the programs made in between was this device's, so its flows follow.
-      if (present) this.#own(present, owner, ORIGIN.LEARNED);
+      if (present) this.#own(present, owner, ORIGIN.LEARNED, { instead: record });
     }
-    this.#own(record, owner, origin);
-    const current = this.#fleet.current.get(owner.id) ?? [];
-    if (!current.includes(record.index)) this.#fleet.current.set(owner.id, [...current, record.index]);
+    this.#own(record, owner, origin, { vtep });
+    const current = this.#fleet.current.get(owner.id);
+    if (!current) this.#fleet.current.set(owner.id, new Set([record.index]));
+    else current.add(record.index);
+    return record.index;
   }
 
   #member(index: number): Member | undefined {
@@ -303,31 +399,22 @@ class Settlement {
     if (known) return known;
     const record = this.#tables.lastHops.records.get(index);
     const alias = this.#tables.lastHops.aliases.get(index) ?? 0;
-    if (!record || !isEthernet(record.kind) || splitLastHop(alias).generation !== record.generation)
+    if (!record || !isInUse(record.kind) || splitLastHop(alias).generation !== record.generation)
       return undefined;
     const member = memberOf(index, record);
     this.#fleet.members.set(index, member);
     return member;
   }
 
-  #find(owner: NamedDevice, uplink: Uplink, target: Buffer, tags: Tags): Member | undefined {
+  #find(owner: NamedDevice, uplink: Uplink, wanted: Wanted): Member | undefined {
     return this.#byRecord
-      .get(keyId({ ifindex: uplink.ifindex, mac: target, tags }))
-      ?.find((member) => member.owner === owner.id && isRecordOf(member, uplink, target, tags));
+      .get(keyId(keyOfRecord(wanted)))
+      ?.find((member) => member.owner === owner.id && isRecordOf(member, wanted, uplink));
   }
 
-  #make(owner: NamedDevice, uplink: Uplink, target: Buffer, tags: Tags, origin: number): Member | undefined {
+  #make(owner: NamedDevice, wanted: Wanted, origin: number): Member | undefined {
     const { lastHops } = this.#tables;
-    const made = lastHops.create({
-      origin,
-      ifindex: uplink.ifindex,
-      slot: uplink.slot,
-      mac: target,
-      source_mac: uplink.hostMac,
-      tags,
-      created: currentTick(),
-      ...ownership(owner.id),
-    });
+    const made = lastHops.create({ ...wanted, origin, created: currentTick(), ...ownership(owner.id) });
     const counts = this.#countsOf(owner);
     if (!made) {
       counts.lacking++;
@@ -336,23 +423,48 @@ class Settlement {
     counts.made++;
     const member = memberOf(made.index, lastHops.records.get(made.index)!);
     this.#fleet.members.set(made.index, member);
-    append(this.#byRecord, keyId(member.record), member);
+    append(this.#byRecord, keyId(keyOfRecord(member.record)), member);
     return member;
   }
 
-  #own(member: Member, owner: NamedDevice, origin: number): void {
+  /** `instead`: the record that its key leads to now; `vtep`: where a forwarding table has its MAC. */
+  #own(
+    member: Member,
+    owner: NamedDevice,
+    origin: number,
+    { instead, vtep }: { instead?: Member; vtep?: Buffer | undefined } = {},
+  ): void {
     if (member.owner !== owner.id) this.#countsOf(owner).adopted++;
-    this.#label(member, owner.id, origin, member.record.successor);
+    const successor = instead && joinLastHop(instead.record.generation, instead.index);
+    this.#label(member, owner.id, origin, successor ?? member.record.successor, vtep);
   }
 
   /** Writes what no program reads, if it is not so already. */
-  #label(member: Member, owner: bigint, origin: number, successor: number): void {
+  #label(member: Member, owner: bigint, origin: number, successor: number, vtep?: Buffer): void {
     const { record } = member;
+    const noted =
+      vtep !== undefined && !isTunnelled(record) && !record.encapsulation.tunnel.remote.equals(vtep);
     const isSo = record.origin === origin && ownerOf(record) === owner && record.successor === successor;
     member.owner = owner;
-    if (isSo) return;
+    if (isSo && !noted) return;
     member.record = { ...record, origin, ...ownership(owner, successor) };
+    if (noted) {
+      const { encapsulation: old } = record;
+      member.record.encapsulation = { ...old, tunnel: { ...old.tunnel, remote: vtep } };
+    }
     this.#tables.lastHops.records.set(member.index, member.record);
+  }
+
+  /** As if it had been learned. */
+  #dismiss(member: Member): void {
+    for (const key of [...member.keys]) {
+      // What led to the reply MAC would go on doing so; and where only devices are learned this is none.
+      const asLearned =
+        key.mac.equals(member.record.mac) && !this.#fleet.uplinks.get(key.ifindex)?.devicesOnly;
+      if (!asLearned) this.#dropKey(member, key);
+    }
+    this.#label(member, NOBODY, ORIGIN.LEARNED, member.record.successor);
+    this.#raise(member);
   }
 
   #dropKey(member: Member, key: LastHopKey): void {
@@ -362,9 +474,7 @@ class Settlement {
 
   /** As a learned one: the record that it stands for, itself if none; while that is detached, the VM's own route. */
   #raise(member: Member): void {
-    const { generation, index } = splitLastHop(member.record.successor);
-    const successor = generation === 0 ? undefined : this.#member(index);
-    const home = successor?.record.generation === generation ? successor : member;
+    const home = this.#successor(member) ?? member;
     const target = this.#fleet.uplinks.get(home.record.ifindex)?.usable ? home.index : "route";
     this.#tables.lastHops.setAlias(member.index, member.record.generation, target);
   }
@@ -380,16 +490,6 @@ function append<K, V>(lists: Map<K, V[]>, key: K, item: V): void {
   const list = lists.get(key);
   if (list) list.push(item);
   else lists.set(key, [item]);
-}
-
-function isRecordOf({ record }: Member, uplink: Uplink, target: Buffer, tags: Tags): boolean {
-  return (
-    record.ifindex === uplink.ifindex &&
-    record.slot === uplink.slot &&
-    record.mac.equals(target) &&
-    record.source_mac.equals(uplink.hostMac) &&
-    sameTags(record.tags, tags)
-  );
 }
 
 function plural(count: number, word: string): string {

@@ -107,6 +107,11 @@ export class DeviceWatch {
       .filter(({ moved }) => moved !== null);
   }
 
+  /** A MAC behind one of its VTEPs moves too often. */
+  flapped(): void {
+    this.#device = { ...this.#device, flaps: this.#device.flaps + 1 };
+  }
+
   probed(ok: boolean): void {
     if (this.#probe) this.#probe = probed(this.#probe, ok, this.#device.probe);
   }

@@ -7,6 +7,7 @@ import {
   DEVICE_ADDRESSES_MAX,
   DEVICE_MACS_MAX,
   DEVICE_STATE,
+  DEVICE_VTEPS_MAX,
   ON_DOWN,
   ORIGIN,
   PROBE_KIND,
@@ -18,7 +19,9 @@ import {
   type Device,
   type DeviceInput,
   deviceAddresses,
+  deviceVteps,
   givenMacs,
+  isFarEnd,
   isZero,
   replyMac,
 } from "../tables/index.ts";
@@ -38,6 +41,7 @@ export function deviceFromConfig(device: DeviceConfig, zone: number): StructInpu
     interface: device.interface ?? "",
     addresses: device.addresses.map((address) => ({ octets: addressOctets(address) })),
     macs: device.macs.map((mac) => ({ octets: macOctets(mac) })),
+    vteps: device.vteps.map((vtep) => ({ octets: addressOctets(vtep) })),
     reply_mac: device.reply_mac === undefined ? {} : { octets: macOctets(device.reply_mac) },
     zone,
     tags: device.vlans.map((vid) => ({ proto: ETH_P_8021Q, vid })),
@@ -158,6 +162,13 @@ export function deviceConflict(
     const mac =
       meet(device, its) && wireMacs(device).find((own) => wireMacs(its).some((it) => it.equals(own)));
     if (mac) return `${formatMac(mac)} is the device ${other}'s`;
+    const vtep =
+      meetSomewhere(device, its) &&
+      deviceVteps(device).find((own) => deviceVteps(its).some((it) => it.equals(own)));
+    if (vtep) return `the VTEP ${addressText(vtep)} is the device ${other}'s`;
+    if (isFarEnd(device) && isFarEnd(its) && meet(device, its)) {
+      return `the far end of ${device.interface} is the device ${other} already`;
+    }
   }
   return twice(device) ?? peerConflict(name, device, byName);
 }
@@ -170,13 +181,19 @@ function wireMacs(device: Device): Buffer[] {
 
 /** Whether one frame could be of both. */
 function meet(a: Device, b: Device): boolean {
-  return a.zone === b.zone && sameTags(a.tags, b.tags) && globsMeet(a.interface || "*", b.interface || "*");
+  return sameTags(a.tags, b.tags) && meetSomewhere(a, b);
+}
+
+/** Whether both may be behind one uplink: what is behind a VTEP is one device's, whatever tags are within. */
+function meetSomewhere(a: Device, b: Device): boolean {
+  return a.zone === b.zone && globsMeet(a.interface || "*", b.interface || "*");
 }
 
 function twice(device: Device): string | null {
   const macs = givenMacs(device).map((mac) => formatMac(mac));
   const addresses = deviceAddresses(device).map(({ octets }) => addressText(octets));
-  for (const list of [macs, addresses]) {
+  const vteps = deviceVteps(device).map(addressText);
+  for (const list of [macs, addresses, vteps]) {
     const again = list.find((item, place) => list.indexOf(item) !== place);
     if (again !== undefined) return `${again} is given twice`;
   }
@@ -192,7 +209,11 @@ function peerConflict(name: string, device: Device, others: ReadonlyMap<string, 
 }
 
 /** Limits of an entry. */
-export const DEVICE_LIMITS = { macs: DEVICE_MACS_MAX, addresses: DEVICE_ADDRESSES_MAX } as const;
+export const DEVICE_LIMITS = {
+  macs: DEVICE_MACS_MAX,
+  addresses: DEVICE_ADDRESSES_MAX,
+  vteps: DEVICE_VTEPS_MAX,
+} as const;
 
 /** The address that its probe asks; null if it has none. */
 export function probeTarget(device: Device): Buffer | null {

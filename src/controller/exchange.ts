@@ -21,9 +21,11 @@ import { pinnedLinks, programName } from "../kernel/attachment.ts";
 import { type Build, readIdentity, writeIdentity, writeLayout } from "../kernel/build.ts";
 import type { Instance } from "../kernel/instance.ts";
 import { makeDirectories, namesIn } from "../kernel/pinRoot.ts";
+import { renewTunnelProgram } from "../kernel/tunnelAttachment.ts";
 import { BpfLink, BpfMap, BpfObject, BpfProgram, clsact } from "../libbpf/index.ts";
 import { Tables } from "../tables/index.ts";
 import { copyFlows } from "./copyFlows.ts";
+import { tunnelPrograms } from "./tunnelObserve.ts";
 
 /** Tables whose size can be chosen. */
 export const SIZED_TABLES = ["flows4", "flows6", "embryos4", "embryos6"] as const;
@@ -194,6 +196,12 @@ function switchPrograms(instance: Instance, staged: Staged, open: (name: string)
     if (present === id) continue;
     clsact.attach({ ...at, program, replace: true });
     interfaces.set(entry.ifindex, { ...entry, prog_id: id });
+  }
+  for (const at of tunnelPrograms(instance)) {
+    const program = programs.get(at.program);
+    if (ours.has(at.programId) && at.programId !== program.info().id) {
+      renewTunnelProgram(instance, at, program);
+    }
   }
 }
 

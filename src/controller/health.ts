@@ -12,6 +12,7 @@ import { LasthopError } from "../errors.ts";
 import { type Instance, openInstance, withLock } from "../kernel/instance.ts";
 import { Netlink } from "../kernel/netlink.ts";
 import type { Address, Link, Neighbour } from "../kernel/rtnetlink.ts";
+import type { VxlanEntry } from "../kernel/vxlanEntry.ts";
 import type { Logger } from "../log.ts";
 import { type Device, DeviceReader, ownerId, Tables } from "../tables/index.ts";
 import { applyStates, type Fleet, isOn, isUsable, readUplinks, type Uplink } from "./deviceFleet.ts";
@@ -21,6 +22,7 @@ import { addressOctets, addressText, probeTarget, sameDevice } from "./devices.t
 import { DeviceWatch, hasProbe, type Sighting } from "./deviceWatch.ts";
 import { inPieces } from "./pieces.ts";
 import { type ProbeOutcome, Prober } from "./probes.ts";
+import { VtepMonitor } from "./vtepMonitor.ts";
 
 /** How often what the command line may have changed is looked at. */
 const TICK_MS = 1_000;
@@ -59,6 +61,7 @@ export class HealthMonitor {
   /** Why probes were not possible, as far as it was logged. */
   readonly #unavailable = new Set<string>();
   readonly #prober = new Prober();
+  readonly #vteps: VtepMonitor;
   #opened: Opened | undefined;
   #links = new Map<number, Link>();
   #uplinks = new Map<number, Uplink>();
@@ -71,6 +74,15 @@ export class HealthMonitor {
 
   constructor(options: HealthOptions) {
     this.#options = options;
+    this.#vteps = new VtepMonitor({
+      log: options.log,
+      onChange: () => this.#settleSoon(),
+      onFlap: (device) => {
+        this.#watches.get(device)?.flapped();
+        this.#dirty.add(device);
+      },
+      onError: (error) => this.#complain(error),
+    });
   }
 
   /** Throws what opening the instance throws. */
@@ -94,6 +106,7 @@ export class HealthMonitor {
     for (const { timer } of this.#probing.values()) clearTimeout(timer);
     this.#probing.clear();
     this.#prober.close();
+    await this.#vteps.stop();
     await this.#settling;
     this.#close();
   }
@@ -103,6 +116,8 @@ export class HealthMonitor {
     this.#guard(() => {
       this.#refresh();
       this.#askNeighbours();
+      // Perhaps events were lost.
+      this.#vteps.read();
       this.#settleSoon();
     });
   }
@@ -130,6 +145,11 @@ export class HealthMonitor {
     });
   }
 
+  /** An entry of a VXLAN device's forwarding table; `gone`: as it was. */
+  vxlanChanged(entry: VxlanEntry, gone: boolean): void {
+    this.#guard(() => this.#vteps.seen(entry, gone));
+  }
+
   /** What goes wrong here must not end the daemon: the next tick tries again. Said once. */
   #guard(work: () => void): void {
     if (!this.#opened) return;
@@ -150,6 +170,7 @@ export class HealthMonitor {
   }
 
   #close(): void {
+    this.#vteps.follower.close();
     this.#opened?.netlink.close();
     this.#opened?.instance.close();
     this.#opened = undefined;
@@ -161,6 +182,7 @@ export class HealthMonitor {
     for (const watch of this.#watches.values()) {
       for (const sighting of watch.due(performance.now())) this.#follow(watch, sighting);
     }
+    this.#vteps.tick();
     if (this.#ticks % NEIGHBOUR_PROBE_SECONDS === 0) {
       this.#refresh();
       this.#askNeighbours();
@@ -183,8 +205,18 @@ export class HealthMonitor {
       if (settled) settled.usable = uplink.usable;
     }
     this.#readDevices();
+    this.#watchVteps();
     this.#judgeAll();
     this.#mark();
+  }
+
+  #watchVteps(): void {
+    const devices = [...this.#watches.values()].map(({ name, device }) => ({
+      name,
+      id: ownerId(name),
+      device,
+    }));
+    this.#vteps.watch(devices, this.#uplinks, this.#links);
   }
 
   /** Takes up what the command line or the configuration has changed; true if anything. */
@@ -222,7 +254,10 @@ export class HealthMonitor {
       }
       changed = true;
     }
-    if (changed) this.#byAddress = byAddress(this.#watches.values());
+    if (changed) {
+      this.#byAddress = byAddress(this.#watches.values());
+      this.#watchVteps();
+    }
     return changed;
   }
 
@@ -357,7 +392,10 @@ export class HealthMonitor {
     if (!opened) return;
     this.#writeEntries(opened.tables);
     const moves = new Map(this.#moves);
-    const { fleet, lines } = await inPieces(settle(opened, moves));
+    const { follower } = this.#vteps;
+    const withdrawn = follower.withdrawn();
+    const { fleet, lines } = await inPieces(settle({ ...opened, vteps: follower }, moves));
+    follower.settled(withdrawn);
     for (const [mac, to] of moves) if (this.#moves.get(mac) === to) this.#moves.delete(mac);
     this.#fleet = fleet;
     for (const line of lines) this.#options.log.debug(line);

@@ -9,6 +9,10 @@ export interface HookFacts {
   role: Role;
   /** `veth`, `tun`, `bridge`, …; null for hardware. */
   kind: string | null;
+  /** Its packets begin with an Ethernet header. */
+  ethernet: boolean;
+  /** Many tunnels share it. */
+  external: boolean;
   /** There is a bus device behind it. */
   hardware: boolean;
   xdp: { mode: string; programId: number | null } | null;
@@ -66,8 +70,36 @@ function foreignXdp(facts: HookFacts): number | string | null {
   return facts.xdp.programId ?? "(of unknown id)";
 }
 
+/** Have no driver of XDP's own; the others are asked. */
+const NO_NATIVE_XDP: readonly (string | null)[] = [
+  "bridge",
+  "erspan",
+  "geneve",
+  "gretap",
+  "ip6erspan",
+  "ip6gretap",
+  "ipvlan",
+  "macvlan",
+  "team",
+  "vlan",
+  "vxlan",
+];
+
+/** Why XDP does not work there at all; null if it may. */
+function noXdp({ ethernet, external, kind }: HookFacts, mode: Mode): string | null {
+  if (!ethernet) return "its packets have no Ethernet header, and XDP's programs begin with one";
+  if (external) return "many tunnels share it, and XDP does not see of which a packet came";
+  return mode === "native" && NO_NATIVE_XDP.includes(kind) ? `a ${kind} has no native XDP` : null;
+}
+
 function refuseXdp(facts: HookFacts, mode: Mode): void {
   const { name } = facts;
+  const never = noXdp(facts, mode);
+  if (never !== null) {
+    throw new LasthopError("E_MODE", `cannot attach ${name} in mode ${mode}: ${never}`, {
+      hint: `Leave --mode out, or use --mode tc: \`lasthop attach ${name} --role uplink --mode tc\`.`,
+    });
+  }
   const foreign = foreignXdp(facts);
   if (foreign !== null) {
     throw new LasthopError(

@@ -16,7 +16,8 @@ import {
 import type { Instance } from "../kernel/instance.ts";
 import { clsact } from "../libbpf/index.ts";
 import type { Hook } from "../ops/types.ts";
-import type { Current, WantedAt } from "./attachSteps.ts";
+import type { Current } from "./attachSteps.ts";
+import type { WantedAt } from "./interfaceEntry.ts";
 import type { Surroundings } from "./observe.ts";
 import type { Step } from "./steps.ts";
 

@@ -4,13 +4,16 @@
 import { isHostNetns } from "../kernel/coexistence.ts";
 import { type LibvirtDomains, readDomains } from "../kernel/libvirt.ts";
 import type { Netlink } from "../kernel/netlink.ts";
-import type { FdbEntry, Link, Neighbour } from "../kernel/rtnetlink.ts";
+import type { Address, FdbEntry, Link, Neighbour } from "../kernel/rtnetlink.ts";
 
 export interface HostFacts {
   readonly links: readonly Link[];
   link(ifindex: number): Link | undefined;
   /** The VLAN interfaces on an interface. */
   vlansOn(ifindex: number): readonly Link[];
+  /** What belongs to a bridge, bond or the like. */
+  portsOf(ifindex: number): readonly Link[];
+  readonly addresses: readonly Address[];
   readonly fdb: readonly FdbEntry[];
   readonly neighbours: readonly Neighbour[];
   readonly libvirt: LibvirtDomains;
@@ -21,6 +24,7 @@ export function readHost(netlink: Netlink): HostFacts {
   const links = netlink.links();
   return hostFacts({
     links,
+    addresses: once(() => netlink.addresses()),
     fdb: once(() => netlink.fdb()),
     neighbours: once(() => netlink.neighbours()),
     libvirt: once(() => readDomainsHere(links)),
@@ -29,6 +33,7 @@ export function readHost(netlink: Netlink): HostFacts {
 
 export interface HostSources {
   links: readonly Link[];
+  addresses(): readonly Address[];
   fdb(): readonly FdbEntry[];
   neighbours(): readonly Neighbour[];
   libvirt(): LibvirtDomains;
@@ -37,14 +42,24 @@ export interface HostSources {
 export function hostFacts(sources: HostSources): HostFacts {
   const byIndex = new Map(sources.links.map((link) => [link.ifindex, link]));
   const vlans = new Map<number, Link[]>();
+  const ports = new Map<number, Link[]>();
+  const add = (lists: Map<number, Link[]>, ifindex: number, link: Link): void => {
+    const list = lists.get(ifindex);
+    if (list) list.push(link);
+    else lists.set(ifindex, [link]);
+  };
   for (const link of sources.links) {
-    if (link.kind !== "vlan" || link.lower === null) continue;
-    vlans.set(link.lower, [...(vlans.get(link.lower) ?? []), link]);
+    if (link.kind === "vlan" && link.lower !== null) add(vlans, link.lower, link);
+    if (link.master !== null) add(ports, link.master, link);
   }
   return {
     links: sources.links,
     link: (ifindex) => byIndex.get(ifindex),
     vlansOn: (ifindex) => vlans.get(ifindex) ?? [],
+    portsOf: (ifindex) => ports.get(ifindex) ?? [],
+    get addresses() {
+      return sources.addresses();
+    },
     get fdb() {
       return sources.fdb();
     },

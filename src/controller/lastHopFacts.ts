@@ -3,23 +3,39 @@
 // interface goes down or comes back. Those of a device follow the device.
 
 import { sizeOf, splitLastHop } from "../abi/codec.ts";
-import { INTERFACES_MAX, LAST_HOP, LAST_HOP_ROUTE } from "../abi/layout.gen.ts";
-import { formatMac } from "../addresses.ts";
+import {
+  ENCAPSULATION,
+  ENCAPSULATION_FLAG,
+  INTERFACES_MAX,
+  LABELS_MAX,
+  LAST_HOP,
+  LAST_HOP_ROUTE,
+} from "../abi/layout.gen.ts";
 import { type LastHopTables, NOBODY, OWNER_OFFSET, SUCCESSOR_OFFSET } from "../tables/index.ts";
-import { isEthernet, readAliases, recordPieces } from "./lastHopSurvey.ts";
+import { isInUse, readAliases, recordPieces } from "./lastHopSurvey.ts";
 import { markRoute, markUp } from "./lastHops.ts";
+import type { Encapsulated } from "./lastHopWay.ts";
 import { atOnce } from "./pieces.ts";
 
 const RECORD_BYTES = sizeOf("last_hop");
-const { kind, generation, ifindex: ifindexField, slot: slotField, source_mac } = LAST_HOP.fields;
+const { kind, generation, ifindex: ifindexField, slot: slotField } = LAST_HOP.fields;
+const { source_mac, mark, encapsulated, encapsulation } = LAST_HOP.fields;
+/** What a record says of the way back stands together. */
+const WAY_OFFSET = source_mac.offset;
+const WAY_BYTES = encapsulation.offset + encapsulation.size - WAY_OFFSET;
 /** Keys of a step. */
 const CHUNK = 2048;
+
+export interface LastHopSource extends Encapsulated {
+  slot: number;
+  sourceMac: Buffer;
+}
 
 export interface InterfaceLastHops {
   /** That frames lead to. */
   count: number;
-  /** What their records say, each pair once. */
-  sources: { slot: number; sourceMac: string }[];
+  /** What their records say of the way back, each once. */
+  sources: LastHopSource[];
   /** Of no device, with flows' replies going there. */
   up: number[];
   /** Of no device, with flows' replies taking the VM's own route. */
@@ -45,21 +61,19 @@ export function lastHopFacts(tables: LastHopTables): LastHopFacts {
     return known;
   };
   for (const index of keyedIndices(tables, records.used)) {
-    if (!isEthernet(records.kinds[index])) continue;
+    if (!isInUse(records.kinds[index])) continue;
     const slot = records.slots[index]!;
     if (slot > 0 && slot < INTERFACES_MAX) slots.add(slot);
     const known = at(records.ifindexes[index]!);
     known.count++;
-    const sourceMac = records.sourceMac(index);
-    if (!known.sources.some((source) => source.slot === slot && source.sourceMac === sourceMac)) {
-      known.sources.push({ slot, sourceMac });
-    }
+    const source = records.sourceOf(index);
+    if (!known.sources.some((other) => isSameSource(other, source))) known.sources.push(source);
   }
   for (let index = 0; index < records.used; index++) {
     const alias = splitLastHop(records.aliases[index]!);
     if (alias.generation === 0 || records.owned[index]) continue;
     if (alias.index === LAST_HOP_ROUTE) at(records.ifindexes[records.homeOf(index)]!).down.push(index);
-    else if (isEthernet(records.kinds[alias.index])) at(records.ifindexes[alias.index]!).up.push(index);
+    else if (isInUse(records.kinds[alias.index])) at(records.ifindexes[alias.index]!).up.push(index);
   }
   return { of: (ifindex) => found.get(ifindex) ?? NONE, slots };
 }
@@ -73,7 +87,7 @@ interface Records {
   aliases: Uint32Array;
   /** 1: of a device. */
   owned: Uint8Array;
-  sourceMac(index: number): string;
+  sourceOf(index: number): LastHopSource;
   /** What it stands for while nothing is down. */
   homeOf(index: number): number;
 }
@@ -86,7 +100,8 @@ function readRecords(tables: LastHopTables): Records {
   const slots = new Uint32Array(used);
   const owned = new Uint8Array(used);
   const successors = new Uint32Array(used);
-  const macs = Buffer.alloc(used * 6);
+  // From the host's MAC to the labels.
+  const ways = Buffer.alloc(used * WAY_BYTES);
   for (const { first, count, values } of recordPieces(tables)) {
     for (let place = 0; place < count; place++) {
       const at = place * RECORD_BYTES;
@@ -97,7 +112,8 @@ function readRecords(tables: LastHopTables): Records {
       slots[index] = values.readUInt32LE(at + slotField.offset);
       owned[index] = values.readBigUInt64LE(at + OWNER_OFFSET) === NOBODY ? 0 : 1;
       successors[index] = values.readUInt32LE(at + SUCCESSOR_OFFSET);
-      values.copy(macs, index * 6, at + source_mac.offset, at + source_mac.offset + 6);
+      const from = at + WAY_OFFSET;
+      values.copy(ways, index * WAY_BYTES, from, from + WAY_BYTES);
     }
   }
   const aliases = new Uint32Array(used);
@@ -109,16 +125,44 @@ function readRecords(tables: LastHopTables): Records {
     slots,
     aliases,
     owned,
-    sourceMac: (index) => formatMac(macs, index * 6),
+    sourceOf: (index) => sourceAt(ways, index * WAY_BYTES - WAY_OFFSET, kinds[index]!, slots[index]!),
     homeOf(index) {
       const successor = splitLastHop(successors[index]!);
       const isLive =
         successor.generation !== 0 &&
-        isEthernet(kinds[successor.index]) &&
+        isInUse(kinds[successor.index]) &&
         generations[successor.index] === successor.generation;
       return isLive ? successor.index : index;
     },
   };
+}
+
+/** `at`: where in `ways` the record would begin. */
+function sourceAt(ways: Buffer, at: number, kind: number, slot: number): LastHopSource {
+  const flags = ways[at + encapsulated.offset]!;
+  const isLabelled = (flags & ENCAPSULATION_FLAG.LABELS) !== 0;
+  const labelsAt = at + encapsulation.offset + ENCAPSULATION.fields.labels.offset;
+  return {
+    slot,
+    sourceMac: Buffer.from(ways.subarray(at + source_mac.offset, at + source_mac.offset + 6)),
+    kind,
+    mark: ways.readUInt32LE(at + mark.offset),
+    encapsulated: flags,
+    labels: Array.from({ length: isLabelled ? LABELS_MAX : 0 }, (_, place) =>
+      ways.readUInt32LE(labelsAt + place * 4),
+    ),
+  };
+}
+
+function isSameSource(a: LastHopSource, b: LastHopSource): boolean {
+  return (
+    a.slot === b.slot &&
+    a.sourceMac.equals(b.sourceMac) &&
+    a.kind === b.kind &&
+    a.mark === b.mark &&
+    a.encapsulated === b.encapsulated &&
+    a.labels.join() === b.labels.join()
+  );
 }
 
 /** Each once: several keys may lead to one. */

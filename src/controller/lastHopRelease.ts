@@ -34,7 +34,7 @@ import { FLOW, FLOW_FLAG, LAST_HOP_KIND, ORIGIN } from "../abi/layout.gen.ts";
 import { ownerOf, type Tables } from "../tables/index.ts";
 import {
   aliasTargets,
-  isEthernet,
+  isInUse,
   keysOf,
   type LastHopKey,
   readAliases,
@@ -138,7 +138,7 @@ function* findCandidates(
 /** By what the record says alone. One in the making, or lost, has no alias of its generation. */
 function mayGo(survey: Survey, index: number): boolean {
   const { generation } = splitLastHop(survey.aliases[index]!);
-  if (!isEthernet(survey.kinds[index]) || generation === 0) return false;
+  if (!isInUse(survey.kinds[index]) || generation === 0) return false;
   if (generation !== survey.generations[index]) return false;
   return survey.keys[index] === 0 || survey.origins[index] === ORIGIN.LEARNED;
 }
@@ -237,7 +237,7 @@ function findLost(survey: Survey): Lost[] {
 
 function isLost(survey: Survey, index: number): boolean {
   return (
-    survey.kinds[index] === LAST_HOP_KIND.ETHERNET && survey.aliases[index] === 0 && survey.keys[index] === 0
+    survey.kinds[index] !== LAST_HOP_KIND.NONE && survey.aliases[index] === 0 && survey.keys[index] === 0
   );
 }
 
@@ -258,7 +258,7 @@ function* recountBudgets(tables: Tables): Pieces<void> {
   const counts = new Map<number, number>();
   for (let index = 0; index < survey.used; index++) {
     const counted =
-      isEthernet(survey.kinds[index]) && survey.keys[index]! > 0 && survey.origins[index] === ORIGIN.LEARNED;
+      isInUse(survey.kinds[index]) && survey.keys[index]! > 0 && survey.origins[index] === ORIGIN.LEARNED;
     const ifindex = survey.ifindexes[index]!;
     if (counted) counts.set(ifindex, (counts.get(ifindex) ?? 0) + 1);
   }

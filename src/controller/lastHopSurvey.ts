@@ -2,7 +2,7 @@
 // What all indices of last hops hold, as plain numbers: up to 65,536 of them, read in pieces.
 
 import { decode, type StructValue, sizeOf, splitLastHop } from "../abi/codec.ts";
-import { LAST_HOP, LAST_HOP_KIND } from "../abi/layout.gen.ts";
+import { ENCAPSULATION_FLAG, LAST_HOP, LAST_HOP_KIND } from "../abi/layout.gen.ts";
 import type { LastHopTables } from "../tables/index.ts";
 import type { Pieces } from "./pieces.ts";
 
@@ -16,6 +16,34 @@ const DECODED = 128;
 const { fields } = LAST_HOP;
 
 export type LastHopKey = StructValue<"last_hop_key">;
+
+/** Of a frame that came in nothing else. */
+export function frameKey(): LastHopKey {
+  return decode("last_hop_key", Buffer.alloc(KEY_BYTES));
+}
+
+/** What a frame shows that comes from where this record's replies go. */
+export function keyOfRecord(
+  record: Pick<StructValue<"last_hop">, "ifindex" | "mac" | "tags" | "encapsulated" | "encapsulation">,
+): LastHopKey {
+  const { ifindex, mac, tags, encapsulated, encapsulation } = record;
+  const { tunnel, labels } = encapsulation;
+  return {
+    ...frameKey(),
+    ifindex,
+    mac,
+    tags,
+    encapsulated,
+    // Without the flag programs look at neither, and the remote is a note of the controller's.
+    ...(isTunnelled(record) && { tunnel_remote: tunnel.remote, tunnel_id: tunnel.id }),
+    labels,
+  };
+}
+
+/** Whether a tunnel key came with its requests, and goes with its replies. */
+export function isTunnelled({ encapsulated }: Pick<LastHopKey, "encapsulated">): boolean {
+  return (encapsulated & ENCAPSULATION_FLAG.TUNNEL) !== 0;
+}
 
 /** By index. */
 export interface Survey {
@@ -128,6 +156,6 @@ function* arrayPieces(
   }
 }
 
-export function isEthernet(kind: number | undefined): boolean {
-  return kind === LAST_HOP_KIND.ETHERNET;
+export function isInUse(kind: number | undefined): boolean {
+  return kind !== undefined && kind !== LAST_HOP_KIND.NONE;
 }

@@ -4,7 +4,8 @@
 import { joinLastHop, splitLastHop } from "../abi/codec.ts";
 import { LAST_HOP_DROP, LAST_HOP_ROUTE, ORIGIN } from "../abi/layout.gen.ts";
 import { type LastHopRecord, type LastHopTables, NOBODY, ownerOf, ownership } from "../tables/index.ts";
-import { isEthernet, keysOf, type LastHopKey, type Survey, surveyLastHops } from "./lastHopSurvey.ts";
+import { isInUse, keysOf, type LastHopKey, type Survey, surveyLastHops } from "./lastHopSurvey.ts";
+import { type Encapsulated, isSameWay, type WayOut, wayOf } from "./lastHopWay.ts";
 import { atOnce } from "./pieces.ts";
 
 /** Those of this interface that frames lead to, and what leads there. */
@@ -17,7 +18,7 @@ function keyedLastHops(
 }
 
 function isOf(survey: Survey, index: number, ifindex: number): boolean {
-  return isEthernet(survey.kinds[index]) && survey.ifindexes[index] === ifindex;
+  return isInUse(survey.kinds[index]) && survey.ifindexes[index] === ifindex;
 }
 
 /**
@@ -67,7 +68,7 @@ export function homeOf(tables: LastHopTables, index: number): number {
 export function isLive(tables: LastHopTables, reference: number): boolean {
   const { generation, index } = splitLastHop(reference);
   const record = generation === 0 ? undefined : tables.records.get(index);
-  return record !== undefined && isEthernet(record.kind) && record.generation === generation;
+  return record !== undefined && isInUse(record.kind) && record.generation === generation;
 }
 
 export interface RemapTarget {
@@ -75,6 +76,17 @@ export interface RemapTarget {
   slot: number;
   /** What the host's frames come from there. */
   sourceMac: Buffer;
+  /** How its replies leave; as before if left out. */
+  way?: WayOut;
+}
+
+/** Whether a record of these says what a new one would. */
+export function isAsNew(
+  { slot, sourceMac, ...record }: Omit<RemapTarget, "ifindex" | "way"> & Encapsulated,
+  to: RemapTarget,
+): boolean {
+  const same = slot === to.slot && sourceMac.equals(to.sourceMac);
+  return same && (to.way === undefined || isSameWay(record, wayOf(record, to.way)));
 }
 
 /**
@@ -105,11 +117,17 @@ export function remapLastHops(tables: LastHopTables, fromIfindex: number, to: Re
 }
 
 function isRecordOf(record: LastHopRecord, to: RemapTarget): boolean {
-  return record.ifindex === to.ifindex && record.slot === to.slot && record.source_mac.equals(to.sourceMac);
+  const { slot, source_mac: sourceMac } = record;
+  return record.ifindex === to.ifindex && isAsNew({ slot, sourceMac, ...encapsulated(record) }, to);
 }
 
-function remapped(record: LastHopRecord, { ifindex, slot, sourceMac }: RemapTarget) {
-  return { ...record, ifindex, slot, source_mac: sourceMac, ...ownership(ownerOf(record)) };
+function encapsulated({ kind, mark, encapsulated, encapsulation }: LastHopRecord): Encapsulated {
+  return { kind, mark, encapsulated, labels: encapsulation.labels };
+}
+
+function remapped(record: LastHopRecord, { ifindex, slot, sourceMac, way }: RemapTarget) {
+  const leaves = way && wayOf(encapsulated(record), way);
+  return { ...record, ...leaves, ifindex, slot, source_mac: sourceMac, ...ownership(ownerOf(record)) };
 }
 
 function isDownByDevice(record: LastHopRecord, alias: number): boolean {

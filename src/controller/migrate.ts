@@ -30,10 +30,12 @@ import {
   removeInstance,
   requireOwnNetns,
 } from "../kernel/instance.ts";
+import { isTunnelProgram, renewTunnelProgram, tunnelLinks } from "../kernel/tunnelAttachment.ts";
 import { BpfLink, type BpfMap, BpfProgram, clsact, isErrno } from "../libbpf/index.ts";
 import { Tables } from "../tables/index.ts";
 import { copyFlows } from "./copyFlows.ts";
 import type { Sizes } from "./exchange.ts";
+import { tunnelPrograms } from "./tunnelObserve.ts";
 
 const ZERO = Buffer.alloc(4);
 
@@ -52,6 +54,8 @@ const SMALL_TABLES: readonly { name: string; key: Shape; value: Shape }[] = [
   { name: "vms", key: "vm_key", value: "vm" },
   { name: "devices", key: "device_key", value: "device" },
   { name: "zones", key: "u32", value: "u32" },
+  { name: "tunnels", key: "u32", value: "tunnel" },
+  { name: "tunnel_index", key: "tunnel_index_key", value: "u32" },
 ];
 
 const FLOW_TABLES = [
@@ -289,6 +293,7 @@ function switchAll(old: FormerInstance, instance: Instance): void {
   try {
     switchLinks(old, instance, done);
     switchFilters(old, instance, done);
+    switchTunnels(old, instance, done);
   } catch (error) {
     for (const { undo } of done.toReversed()) undo();
     throw error;
@@ -350,4 +355,46 @@ function switchFilters(old: FormerInstance, instance: Instance, done: Switched[]
       },
     });
   }
+}
+
+/** The same of the tunnels' programs, which have no entry to be told of. */
+function switchTunnels(old: FormerInstance, instance: Instance, done: Switched[]): void {
+  const { tunnels } = new Tables(instance);
+  for (const { ifindex } of tunnels.list()) tunnels.beginCounting(ifindex);
+  for (const { name, program } of tunnelLinks(old)) {
+    using link = BpfLink.openPinned(old.linkPath(name));
+    const { ifindex, programId } = link.info();
+    // Of a netdev that is gone: goes with the old instance.
+    if (!ifindex) continue;
+    const own = instance.program(program);
+    if (programId !== own.info().id) {
+      const former = oldProgram(old, programId);
+      link.update(own);
+      done.push({ undo: () => putBack(old.linkPath(name), former) });
+    }
+    renameSync(old.linkPath(name), instance.linkPath(name));
+    done.push({ undo: () => renameSync(instance.linkPath(name), old.linkPath(name)) });
+  }
+  const former = new Set(
+    old
+      .programNames()
+      .filter(isTunnelProgram)
+      .map((name) => oldProgramId(old, name)),
+  );
+  for (const at of tunnelPrograms(instance)) {
+    if (at.hook !== "clsact" || !former.has(at.programId)) continue;
+    const before = oldProgram(old, at.programId);
+    renewTunnelProgram(instance, at);
+    done.push({
+      undo() {
+        renewTunnelProgram(instance, at, before);
+        before.close();
+      },
+    });
+  }
+}
+
+function oldProgramId(old: FormerInstance, name: string): number {
+  using program = BpfProgram.openPinned(join(old.path, "programs", name));
+  return program.info().id;
 }

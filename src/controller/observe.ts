@@ -27,6 +27,7 @@ import { usesTcx } from "../kernel/tc.ts";
 import type { Device, InterfaceEntry, Tables } from "../tables/index.ts";
 import type { Guests } from "./desired.ts";
 import { type HostFacts, once } from "./hostFacts.ts";
+import { type LabelStacks, readLabelStacks } from "./labelStacks.ts";
 import { type LastHopFacts, lastHopFacts, NO_LAST_HOPS } from "./lastHopFacts.ts";
 
 export interface Surroundings {
@@ -76,6 +77,7 @@ export interface Observed {
   timeouts: readonly number[];
   relearnDamping: number;
   zones: ReadonlyMap<number, number>;
+  labelStacks: LabelStacks;
   devices: ReadonlyMap<string, Device>;
   /** A daemon has the instance: it will see when what is down comes up. */
   followed: boolean;
@@ -107,6 +109,7 @@ function nothing(host: HostFacts): Observed {
     timeouts: defaultTimeouts(),
     relearnDamping: secondsToTicks(RELEARN_DAMPING_SECONDS),
     zones: new Map(),
+    labelStacks: new Map(),
     devices: new Map(),
     followed: false,
     tcx: usesTcx(LOOPBACK),
@@ -151,6 +154,7 @@ export function observe({ instance, tables, netlink }: Surroundings, host: HostF
     timeouts: control.timeouts,
     relearnDamping: control.relearn_damping,
     zones: new Map(tables.zones.entries()),
+    labelStacks: readLabelStacks(tables),
     devices: new Map([...tables.devices.entries()].map(([{ name }, device]) => [name, device])),
   };
 }

@@ -11,6 +11,7 @@ import type { Policy, Role } from "../ops/types.ts";
 import type { Device, DeviceInput, InterfaceEntry } from "../tables/index.ts";
 import {
   type AttachUnit,
+  type Company,
   configKey,
   isUsable,
   keptUplinks,
@@ -23,8 +24,10 @@ import {
 import { type Desired, type DesiredDevice, isAwaited } from "./desired.ts";
 import { deviceConflict, sameDevice } from "./devices.ts";
 import { type Failure, failure } from "./failure.ts";
+import { type LabelStackChanges, labelStackChanges, labelStackText } from "./labelStacks.ts";
 import { isGone, type Observed, type ObservedInterface, type StrayFilter } from "./observe.ts";
 import type { Settings } from "./settings.ts";
+import type { TunnelAction } from "./tunnelPlan.ts";
 import { planZoneNumbers } from "./zoneNumbers.ts";
 
 interface Described {
@@ -44,6 +47,7 @@ export type TableAction = Described &
   (
     | { kind: "control"; timeouts: readonly number[]; relearnDamping: number }
     | { kind: "zone"; zone: number; number: number }
+    | { kind: "label-stacks"; changes: LabelStackChanges }
     /** What an interrupted change left, or an instance of which nothing else is left. */
     | { kind: "repair"; left: { unfinished: PinnedLink } | { link: PinnedLink } | { filter: StrayFilter } }
     /** A netdev has gone; `keep`: for its last hops, until it returns. */
@@ -59,7 +63,7 @@ export type TableAction = Described &
     | { kind: "device-remove"; name: string }
   );
 
-export type Action = InstanceAction | TableAction;
+export type Action = InstanceAction | TunnelAction | TableAction;
 export type ActionKind = Action["kind"];
 
 interface Findings<A extends Action> {
@@ -90,6 +94,7 @@ export function plan(desired: Desired, observed: Observed): Plan<TableAction> {
   return {
     actions: [
       ...planControl(desired, observed),
+      ...planLabelStacks(desired, observed),
       ...planRemains(observed),
       ...planGone(observed, desired),
       ...planZones(observed, interfaces.units),
@@ -130,6 +135,14 @@ function planControl(desired: Desired, observed: Observed): TableAction[] {
 
 function ticksText(ticks: number): string {
   return `${Math.round(ticks * TICK_SECONDS)} s`;
+}
+
+/** The last hops that have labels follow: their uplinks are outdated then. */
+function planLabelStacks({ labelStacks }: Desired, observed: Observed): TableAction[] {
+  const changes = labelStackChanges(labelStacks, observed.labelStacks);
+  if (changes === null) return [];
+  const text = labelStackText(changes);
+  return [{ kind: "label-stacks", object: "label stacks", text, config: "mpls.label_stacks", changes }];
 }
 
 /** A sweep takes the numbers of zones that nobody has any more. */
@@ -219,8 +232,9 @@ function planInterfaces(desired: Desired, observed: Observed): InterfacesPlan {
   const wanted = new Map<number, Settings>(desired.interfaces.map((item) => [item.ifindex, item]));
   const failed = new Set(desired.failed.map(({ object }) => object));
   const present = observed.interfaces.filter((item) => item.link !== undefined);
+  const company = { uplinks: plannedUplinks(wanted, present), labelStacks: desired.labelStacks };
   const add = (link: Link, settings: Settings, returned?: InterfaceEntry): void => {
-    addUnit(result, observed, link, settings, taken, returned);
+    addUnit(result, observed, link, settings, taken, returned, company);
   };
   for (const [ifindex, settings] of wanted) {
     const link = host.link(ifindex)!;
@@ -253,6 +267,20 @@ function planInterfaces(desired: Desired, observed: Observed): InterfacesPlan {
   return result;
 }
 
+/** Those that are configured, and those that stay though they are not. */
+function plannedUplinks(
+  wanted: ReadonlyMap<number, Settings>,
+  present: readonly ObservedInterface[],
+): Map<number, number> {
+  const uplinks = new Map<number, number>();
+  for (const [ifindex, { role, zone }] of wanted) if (role === "uplink") uplinks.set(ifindex, zone);
+  for (const { entry } of present) {
+    const stays = entry.role === ROLE.UPLINK && entry.origin !== ORIGIN.CONFIG && !wanted.has(entry.ifindex);
+    if (stays) uplinks.set(entry.ifindex, entry.zone);
+  }
+  return uplinks;
+}
+
 function roleOf(entry: InterfaceEntry): "uplink" | "tap" {
   return entry.role === ROLE.UPLINK ? "uplink" : "tap";
 }
@@ -264,10 +292,11 @@ function addUnit(
   settings: Settings,
   taken: TakenSlots,
   returned: InterfaceEntry | undefined,
+  company: Company,
 ): void {
   let unit: AttachUnit;
   try {
-    unit = prepare(observed, link, settings, taken, returned);
+    unit = prepare(observed, link, settings, taken, returned, company);
   } catch (error) {
     if (!(error instanceof LasthopError)) throw error;
     result.failed.push(failure(link.name, settings.config, error));

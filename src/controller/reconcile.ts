@@ -12,12 +12,16 @@ import { Tables } from "../tables/index.ts";
 import { type Applied, apply } from "./apply.ts";
 import type { RunSteps } from "./attachInterface.ts";
 import { desiredOf } from "./desired.ts";
-import { settleDevices } from "./devices.ts";
+import { settle } from "./deviceLastHops.ts";
 import { ensureInstance, type InstanceChange, observeInstance } from "./ensure.ts";
 import type { Failure } from "./failure.ts";
-import { readHost } from "./hostFacts.ts";
+import { type HostFacts, readHost } from "./hostFacts.ts";
 import { type Observed, observe, observeNothing, type Surroundings } from "./observe.ts";
+import { inPieces } from "./pieces.ts";
 import { type Action, type InstanceAction, type Plan, plan } from "./plan.ts";
+import { observeNoTunnels, observeTunnels } from "./tunnelObserve.ts";
+import { planTunnels, type TunnelPlan } from "./tunnelPlan.ts";
+import { applyTunnel, strangeEnds, withTunnels } from "./tunnels.ts";
 
 export type { Failure } from "./failure.ts";
 export type { Action, ActionKind, Plan } from "./plan.ts";
@@ -60,12 +64,21 @@ export async function planConfig(
   const first = changes.map((change) => instanceAction(pinRoot, change));
   const host = readHost(netlink);
   // Another version's tables, and who is attached to them, can only be read once they were taken over.
-  using instance = changes.some(({ kind }) => kind === "layout") ? undefined : openIfPresent(pinRoot);
-  const observed = instance
-    ? observe({ instance, tables: new Tables(instance), netlink }, host)
-    : observeNothing(host, netlink);
-  const rest = plan(desiredOf(config, host, observed.guests), observed);
-  return { ...rest, actions: [...first, ...rest.actions] };
+  const isLater = changes.some(({ kind }) => kind === "layout");
+  using instance = isLater ? undefined : openIfPresent(pinRoot);
+  const around = instance && { instance, tables: new Tables(instance), netlink };
+  const there = around ? observeTunnels(around, host) : observeNoTunnels(host, pinRoot);
+  // Tunnels that are there already are in those tables too.
+  const tunnels = isLater ? { actions: [], failed: [] } : planTunnels(config.tunnels, there);
+  const after = withTunnels(host, tunnels.actions);
+  const observed = around ? observe(around, after) : observeNothing(after, netlink);
+  const rest = plan(desiredOf(config, after, observed.guests), observed);
+  return {
+    ...rest,
+    actions: [...first, ...tunnels.actions, ...rest.actions],
+    failed: [...tunnels.failed, ...rest.failed],
+    warnings: [...strangeEnds(config.tunnels, netlink), ...rest.warnings],
+  };
 }
 
 /**
@@ -103,7 +116,9 @@ async function reconcileLocked(
   );
   using netlink = new Netlink();
   const around = { instance, tables: new Tables(instance), netlink };
-  const host = readHost(netlink);
+  const before = readHost(netlink);
+  const tunnels = await reconcileTunnels(around, before, config, options);
+  const host = tunnels.actions.length > 0 ? readHost(netlink) : before;
   // The event loop has its turn between what takes some milliseconds each.
   await turn();
   const observed = observe(around, host);
@@ -117,20 +132,40 @@ async function reconcileLocked(
     applied.failed.push(...one.failed);
   }
   return {
-    actions: [...first, ...actions],
+    actions: [...first, ...tunnels.actions, ...actions],
     done: [
       ...first.map(({ text }) => text),
+      ...tunnels.done,
       ...applied.done,
-      ...settle(around, observed, actions.length > 0),
+      ...(await settleAll(around, observed, actions.length > 0)),
     ],
-    failed: [...failed, ...applied.failed],
-    warnings,
+    failed: [...tunnels.failed, ...failed, ...applied.failed],
+    warnings: [...strangeEnds(config.tunnels, netlink), ...warnings],
   };
 }
 
+/** Before interfaces are looked at: what is made here may be an uplink. */
+async function reconcileTunnels(
+  around: Surroundings,
+  host: HostFacts,
+  config: Config,
+  { run }: ReconcileOptions,
+): Promise<TunnelPlan & Pick<Applied, "done">> {
+  const { actions, failed } = planTunnels(config.tunnels, observeTunnels(around, host));
+  const applied: Applied = { done: [], failed: [...failed] };
+  for (const action of actions) {
+    await turn();
+    const one = applyTunnel(around, action, run);
+    applied.done.push(...one.done);
+    applied.failed.push(...one.failed);
+  }
+  return { actions, ...applied };
+}
+
 /** Also when nothing was changed: whoever was killed may not have come to it. */
-function settle(around: Surroundings, { devices }: Observed, changed: boolean): string[] {
-  return changed || devices.size > 0 ? settleDevices(around) : [];
+async function settleAll(around: Surroundings, { devices }: Observed, changed: boolean): Promise<string[]> {
+  if (!changed && devices.size === 0) return [];
+  return (await inPieces(settle(around))).lines;
 }
 
 function instanceAction(pinRoot: string, change: InstanceChange): InstanceAction {

@@ -131,6 +131,7 @@ class Daemon {
       reconcile: () => this.#reconciler.request(),
       neighbourChanged: (neighbour) => this.#services?.health.neighbourChanged(neighbour),
       linkChanged: (link) => this.#services?.health.linkChanged(link),
+      vxlanChanged: (entry, gone) => this.#services?.health.vxlanChanged(entry, gone),
       addressesChanged: () => this.#services?.health.devicesChanged(),
       overrun: () => {
         this.#metrics.netlinkOverrun();
@@ -304,10 +305,10 @@ class Daemon {
     return problems === 0 ? count : `${count}, ${problems} problems`;
   }
 
-  /** Configured interfaces and devices go; what was made by hand, and the flows, stay. */
+  /** Configured interfaces, tunnels and devices go; what was made by hand, and the flows, stay. */
   async #detach(): Promise<void> {
     const { pinRoot } = this.#options;
-    const nothing = { ...this.#config, uplinks: [], taps: [], devices: [] };
+    const nothing = { ...this.#config, uplinks: [], taps: [], devices: [], tunnels: [] };
     const warn = (message: string): void => this.#log.warning(message);
     const { done, failed } = await this.#parts.reconcile({ pinRoot, warn }, nothing);
     for (const line of done) this.#log.info(line);

@@ -8,6 +8,7 @@ import type { Holder } from "../kernel/holder.ts";
 import { type Instance, openInstance, withLock } from "../kernel/instance.ts";
 import { Netlink } from "../kernel/netlink.ts";
 import type { Link, Neighbour } from "../kernel/rtnetlink.ts";
+import type { VxlanEntry } from "../kernel/vxlanEntry.ts";
 import type { Logger } from "../log.ts";
 import type { DaemonMetrics } from "../metrics/daemon.ts";
 import { Tables } from "../tables/index.ts";
@@ -23,6 +24,7 @@ export interface Health {
   devicesChanged(): void;
   neighbourChanged(neighbour: Neighbour): void;
   linkChanged(link: Link): void;
+  vxlanChanged(entry: VxlanEntry, gone: boolean): void;
 }
 
 /** Of the sweeper, what the daemon calls. */
@@ -57,7 +59,7 @@ export interface ServiceOptions {
 /** Of services that run, what the daemon calls. */
 export interface Services {
   readonly instance: Instance;
-  readonly health: Pick<Health, "devicesChanged" | "neighbourChanged" | "linkChanged">;
+  readonly health: Pick<Health, "devicesChanged" | "neighbourChanged" | "linkChanged" | "vxlanChanged">;
   /** False where nothing can be pinned at present. */
   checkPins(): Promise<boolean>;
   /** Interfaces or devices were changed. */

@@ -6,6 +6,7 @@ import { formatMac, parseMac } from "../addresses.ts";
 import type { Config } from "../config/schema.ts";
 import { type NetlinkEvent, type NetlinkEventHandlers, NetlinkEvents } from "../kernel/netlinkEvents.ts";
 import type { FdbEntry, Link, Neighbour } from "../kernel/rtnetlink.ts";
+import type { VxlanEntry } from "../kernel/vxlanEntry.ts";
 
 const REOPEN_MS = 1_000;
 /** A tap appears before libvirt has written whose it is. */
@@ -16,10 +17,11 @@ export interface Consequences {
   reconcile?: true;
   /** A tap may have come whose domain is not known yet. */
   newTap?: true;
-  /** The host's own addresses are others: neighbours may be asked from them. */
+  /** The host's own addresses are others: neighbours may be asked from them, and ICMP errors come from them. */
   addresses?: true;
   link?: Link;
   neighbour?: Neighbour;
+  vxlan?: { entry: VxlanEntry; gone: boolean };
 }
 
 /** What is known of the host, as far as events tell; decides what each of them means. No kernel here. */
@@ -56,12 +58,14 @@ export class HostView {
         const changed = event.gone ? this.#addresses.delete(key) : !this.#addresses.has(key);
         if (!event.gone) this.#addresses.add(key);
         // A lifetime that was renewed is no change.
-        return changed || event.gone ? { addresses: true } : {};
+        return changed || event.gone ? { addresses: true, reconcile: true } : {};
       }
       case "neighbour":
         return { neighbour: event.gone ? { ...event.neighbour, state: "none", mac: null } : event.neighbour };
       case "fdb":
         return event.gone ? {} : this.#guest(event.entry);
+      case "vxlan":
+        return { vxlan: { entry: event.entry, gone: event.gone } };
     }
   }
 
@@ -103,6 +107,8 @@ export interface WatcherOptions {
   reconcile(inMs?: number): void;
   neighbourChanged(neighbour: Neighbour): void;
   linkChanged(link: Link): void;
+  /** What is behind a VXLAN device. */
+  vxlanChanged(entry: VxlanEntry, gone: boolean): void;
   addressesChanged(): void;
   /** Events were lost. */
   overrun(): void;
@@ -149,9 +155,10 @@ export class Watcher {
   }
 
   #handle(event: NetlinkEvent): void {
-    const { reconcile, newTap, addresses, link, neighbour } = this.#view.consequences(event);
+    const { reconcile, newTap, addresses, link, neighbour, vxlan } = this.#view.consequences(event);
     if (link) this.#options.linkChanged(link);
     if (neighbour) this.#options.neighbourChanged(neighbour);
+    if (vxlan) this.#options.vxlanChanged(vxlan.entry, vxlan.gone);
     if (addresses) this.#options.addressesChanged();
     if (reconcile) this.#options.reconcile();
     if (newTap && this.#hasDomains) this.#lookForDomains();

@@ -9,6 +9,7 @@ import type { AttachmentRole } from "./attachment.ts";
 import { walk } from "./libvirt.ts";
 import { netnsInode } from "./probe.ts";
 import type { Link } from "./rtnetlink.ts";
+import { isHiddenEnd } from "./tunnelNames.ts";
 
 export interface Refusal {
   /** A clause: "it is the loopback interface". */
@@ -34,24 +35,61 @@ function refuseByMaster(links: LinkLookup, link: Link): Refusal | null {
 const NO_MAC = "00:00:00:00:00:00";
 
 function refuseByKind(link: Link): Refusal | null {
+  if (isHiddenEnd(link)) {
+    return {
+      why: "it is the hidden end of a tunnel that lasthop made",
+      hint: "Attach the tunnel's own interface: `lasthop tunnels list` shows them.",
+    };
+  }
   if (link.flags.loopback) {
     return {
       why: "it is the loopback interface",
       hint: "Attach the interface towards the devices, or that of a VM.",
     };
   }
-  if (!link.ethernet) {
+  if (!link.ethernet && !link.bareIp) {
     return {
-      why: "its frames have no Ethernet header",
-      hint: "Only Ethernet interfaces can be attached (a tun device needs `mode tap`).",
+      why: "its packets begin neither with an Ethernet header nor with an IP header",
+      hint: "Ethernet interfaces can be attached, and IP tunnels (tun, GRE, IP-in-IP, XFRM, WireGuard).",
+    };
+  }
+  if (link.anyRemote) {
+    return {
+      why: `it is a ${link.kind} tunnel without a remote end, and replies would go to nobody`,
+      hint: `Give it one (\`ip tunnel change ${link.name} remote ADDRESS\`), or make it for many tunnels (\`external\`).`,
     };
   }
   switch (link.kind) {
-    case "bridge":
+    case "vrf":
       return {
-        why: "it is a bridge, and most frames never reach a bridge's own interface",
-        hint: `Attach its ports: \`ip -brief link show master ${link.name}\` lists them.`,
+        why: "it is a VRF, and packets come in by the interfaces in it",
+        hint: `Attach those: \`ip -brief link show vrf ${link.name}\` lists them.`,
       };
+    case "ifb":
+      return {
+        why: "it is an ifb: what is led through it comes in by another interface",
+        hint: "Attach the interface whose packets are led through it.",
+      };
+    case "dummy":
+      return {
+        why: "it is a dummy, and nothing ever comes in by it",
+        hint: "Attach the interface towards the devices.",
+      };
+    case "erspan":
+    case "ip6erspan":
+      return link.external
+        ? {
+            why: "it is a shared ERSPAN device, which sends nothing without options that requests do not tell",
+            hint: "Use `type gretap external`.",
+          }
+        : null;
+    case "xfrm":
+      return link.external
+        ? {
+            why: "it is a shared XFRM interface, and its interface ids are not followed",
+            hint: "Make one for each security association: `ip link add … type xfrm if_id N`.",
+          }
+        : null;
     case "openvswitch":
       return {
         why: "it is Open vSwitch's own, and most frames never reach it",
@@ -76,7 +114,31 @@ function refuseByKind(link: Link): Refusal | null {
 }
 
 function refuseByRole(links: LinkLookup, link: Link, role: AttachmentRole): Refusal | null {
-  if (role === "tap" && (link.kind === "macvlan" || link.kind === "ipvlan")) {
+  return role === "tap" ? refuseAsTap(links, link) : refuseAsUplink(link);
+}
+
+function refuseAsUplink({ kind, routesItself }: Link): Refusal | null {
+  if (kind !== "ipvlan" || !routesItself) return null;
+  return {
+    why: "it is an ipvlan that routes by itself (mode l3), whatever MAC address a reply has",
+    hint: "Attach the interface below, or make the ipvlan with `mode l2`.",
+  };
+}
+
+function refuseAsTap(links: LinkLookup, link: Link): Refusal | null {
+  if (!link.ethernet) {
+    return {
+      why: "its packets have no Ethernet header, and VMs are told apart by their MAC addresses",
+      hint: "As an uplink it can be attached; a VM needs a tap (a tun device in `mode tap`) or a veth.",
+    };
+  }
+  if (link.kind === "bridge") {
+    return {
+      why: "it is a bridge, and most frames never reach a bridge's own interface",
+      hint: `Attach its ports: \`ip -brief link show master ${link.name}\` lists them.`,
+    };
+  }
+  if (link.kind === "macvlan" || link.kind === "ipvlan") {
     const lower = (link.lower !== null && links.link(link.lower)?.name) || "the interface below";
     return {
       why: `it is ${link.kind === "ipvlan" ? "an" : "a"} ${link.kind}: what comes in on it is what ${lower} received, not what a VM sent`,

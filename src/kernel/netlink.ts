@@ -51,6 +51,7 @@ import {
   refreshFdbRequest,
   routeRequest,
 } from "./rtnetlink.ts";
+import { isOfVxlan } from "./vxlanEntry.ts";
 
 /** A table that changes all the time is read so often before we give up. */
 const DUMP_ATTEMPTS = 5;
@@ -125,10 +126,10 @@ export class Netlink {
     }
   }
 
-  /** Forwarding entries of all bridges, or those of some ports. */
+  /** Forwarding entries of all bridges, or those of some ports; not what is behind VXLAN devices: see readVxlanFdb. */
   fdb(ports?: ReadonlySet<number>): FdbEntry[] {
     const decode = (payload: Buffer): FdbEntry | null =>
-      ports && !ports.has(fdbPort(payload)) ? null : decodeFdbEntry(payload);
+      isOfVxlan(payload) || (ports && !ports.has(fdbPort(payload))) ? null : decodeFdbEntry(payload);
     return this.#dump("list bridge forwarding entries", RTM_NEWNEIGH, decode, fdbRequest);
   }
 
@@ -173,6 +174,16 @@ export class Netlink {
         return [];
       throw error;
     }
+  }
+
+  /** A question of another module's making. Returns the first answer of that type. Throws NetlinkError. */
+  ask(what: string, type: number, request: (sequence: number) => Buffer): Buffer {
+    return this.#get(what, type, request);
+  }
+
+  /** Asks for a change and waits until it is made. `request` wants an acknowledgement. Throws NetlinkError. */
+  change(what: string, request: (sequence: number) => Buffer): void {
+    this.#ask(what, request, false);
   }
 
   close(): void {

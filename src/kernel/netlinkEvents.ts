@@ -20,6 +20,7 @@ import {
   RTM_NEWLINK,
   RTM_NEWNEIGH,
 } from "./rtnetlink.ts";
+import { decodeVxlanEntry, type VxlanEntry } from "./vxlanEntry.ts";
 
 /** Masks of linux/rtnetlink.h. */
 const RTMGRP_LINK = 0x1;
@@ -39,7 +40,9 @@ export type NetlinkEvent =
   | { kind: "port"; gone: boolean; ifindex: number }
   | { kind: "address"; gone: boolean; address: Address }
   | { kind: "neighbour"; gone: boolean; neighbour: Neighbour }
-  | { kind: "fdb"; gone: boolean; entry: FdbEntry };
+  | { kind: "fdb"; gone: boolean; entry: FdbEntry }
+  /** A MAC behind a VXLAN device. */
+  | { kind: "vxlan"; gone: boolean; entry: VxlanEntry };
 
 /** Null for what we do not follow. */
 export function decodeEvent({ type, payload }: NetlinkMessage): NetlinkEvent | null {
@@ -59,6 +62,8 @@ export function decodeEvent({ type, payload }: NetlinkMessage): NetlinkEvent | n
     case RTM_NEWNEIGH:
     case RTM_DELNEIGH: {
       const gone = type === RTM_DELNEIGH;
+      const behind = decodeVxlanEntry(payload);
+      if (behind) return { kind: "vxlan", gone, entry: behind };
       const entry = decodeFdbEntry(payload);
       if (entry) return { kind: "fdb", gone, entry };
       const neighbour = decodeNeighbour(payload);

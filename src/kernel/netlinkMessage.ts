@@ -147,3 +147,16 @@ export function attributeText(value: Buffer): string {
   const end = value.indexOf(0);
   return value.toString("utf8", 0, end < 0 ? value.length : end);
 }
+
+/** A number in host order; null if there is none. */
+export const attributeU32 = (attributes: Attributes, type: number): number | null =>
+  attributes.get(type)?.readUInt32LE(0) ?? null;
+
+export const attributeString = (attributes: Attributes, type: number): string | null => {
+  const value = attributes.get(type);
+  return value ? attributeText(value) : null;
+};
+
+/** Those within an attribute; none if it is not there. */
+export const nestedAttributes = (attributes: Attributes, type: number): Attributes =>
+  decodeAttributes(attributes.get(type) ?? Buffer.alloc(0));

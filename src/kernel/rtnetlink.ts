@@ -2,10 +2,10 @@
 // What rtnetlink says about links, addresses, neighbours, routes, qdiscs and filters: bytes to values.
 // Pure, so that events can be decoded by the same functions as dumps.
 
-import { formatAddress, formatMac, parseAddress, parseMac } from "../addresses.ts";
+import { formatAddress, parseAddress, parseMac } from "../addresses.ts";
+import { macOf } from "./linkMessage.ts";
 import {
   type Attributes,
-  attributeText,
   decodeAttributes,
   encodeMessage,
   type NetlinkAttribute,
@@ -14,11 +14,13 @@ import {
   NLM_F_DUMP,
   NLM_F_REPLACE,
   NLM_F_REQUEST,
+  nestedAttributes as nested,
+  attributeString as text,
+  attributeU32 as u32,
 } from "./netlinkMessage.ts";
 
-export const RTM_NEWLINK = 16;
-export const RTM_DELLINK = 17;
-const RTM_GETLINK = 18;
+export * from "./linkMessage.ts";
+
 export const RTM_NEWADDR = 20;
 export const RTM_DELADDR = 21;
 const RTM_GETADDR = 22;
@@ -36,40 +38,12 @@ const AF_INET = 2;
 export const AF_BRIDGE = 7;
 const AF_INET6 = 10;
 
-const IFF_UP = 0x1;
-const IFF_LOOPBACK = 0x8;
-const IFF_RUNNING = 0x40;
-const ARPHRD_ETHER = 1;
-const ARPHRD_LOOPBACK = 772;
-
-const IFLA_ADDRESS = 1;
-const IFLA_IFNAME = 3;
-const IFLA_MTU = 4;
-const IFLA_LINK = 5;
-const IFLA_MASTER = 10;
-const IFLA_LINKINFO = 18;
-const IFLA_EXT_MASK = 29;
-const IFLA_NUM_TX_QUEUES = 31;
-const IFLA_LINK_NETNSID = 37;
-const IFLA_XDP = 43;
-const IFLA_PARENT_DEV_NAME = 56;
-const IFLA_INFO_KIND = 1;
-const IFLA_INFO_DATA = 2;
-const IFLA_INFO_SLAVE_KIND = 4;
-const IFLA_INFO_SLAVE_DATA = 5;
-const IFLA_VLAN_ID = 1;
-const IFLA_BR_FORWARD_DELAY = 1;
-const IFLA_BR_AGEING_TIME = 4;
-const IFLA_BR_STP_STATE = 5;
-/** Ticks of the times that bridges are given in: USER_HZ. */
-const BRIDGE_TICKS_PER_SECOND = 100;
-const IFLA_BRPORT_STATE = 1;
-const IFLA_XDP_ATTACHED = 2;
-const IFLA_XDP_PROG_ID = 4;
-const RTEXT_FILTER_SKIP_STATS = 8;
-
 const IFA_ADDRESS = 1;
 const IFA_LOCAL = 2;
+/** Of another address of its network; of IPv6, for a while. */
+const IFA_F_SECONDARY = 0x01;
+const RT_SCOPE_LINK = 253;
+const RT_SCOPE_HOST = 254;
 
 const NDA_DST = 1;
 const NDA_LLADDR = 2;
@@ -102,45 +76,14 @@ const TCA_BPF_ID = 11;
 export const TC_PARENT_INGRESS = 0xfffffff2;
 export const TC_PARENT_EGRESS = 0xfffffff3;
 
-export type PortState = "disabled" | "listening" | "learning" | "forwarding" | "blocking";
-const PORT_STATES: readonly PortState[] = ["disabled", "listening", "learning", "forwarding", "blocking"];
-
-export type XdpMode = "native" | "generic" | "offload" | "multi";
-const XDP_MODES: readonly (XdpMode | null)[] = [null, "native", "generic", "offload", "multi"];
-
-export interface Link {
-  ifindex: number;
-  name: string;
-  /** Lower case; null on a link without Ethernet addresses. */
-  mac: string | null;
-  mtu: number;
-  /** Whether its frames begin with an Ethernet header. */
-  ethernet: boolean;
-  flags: { up: boolean; running: boolean; loopback: boolean };
-  /** `veth`, `tun`, `bridge`, `bond`, `vlan`, …; null for hardware and others without a kind. */
-  kind: string | null;
-  /** The ifindex of the interface that it is on top of (VLAN) or paired with (veth). */
-  lower: number | null;
-  /** The ifindex of the bridge or bond that it belongs to. */
-  master: number | null;
-  masterKind: string | null;
-  /** The bus device behind it: it is hardware, or looks like it to the kernel. */
-  parentDevice: string | null;
-  /** As a bridge port. */
-  portState: PortState | null;
-  /** The netns id where its peer or lower link lives, if not here. */
-  linkNetns: number | null;
-  xdp: { mode: XdpMode; programId: number | null } | null;
-  txQueues: number | null;
-  /** Of a VLAN interface. */
-  vlanId?: number;
-}
-
 export interface Address {
   ifindex: number;
   family: 4 | 6;
   address: string;
   prefixLength: number;
+  /** Within which it is valid, if that is not everywhere. */
+  scope?: "link" | "host";
+  secondary?: true;
 }
 
 export type NeighbourState =
@@ -185,12 +128,6 @@ export interface FdbEntry {
   local: boolean;
   /** The bridge forgets it when it sees no frame from there. */
   ages?: true;
-}
-
-export interface Bridge {
-  ifindex: number;
-  /** After so long without a frame an address is forgotten; 0: at once. */
-  ageingSeconds: number;
 }
 
 export type RouteType =
@@ -238,22 +175,6 @@ export interface Filter {
   name: string | null;
 }
 
-const u32 = (attributes: Attributes, type: number): number | null =>
-  attributes.get(type)?.readUInt32LE(0) ?? null;
-
-const text = (attributes: Attributes, type: number): string | null => {
-  const value = attributes.get(type);
-  return value ? attributeText(value) : null;
-};
-
-const nested = (attributes: Attributes, type: number): Attributes =>
-  decodeAttributes(attributes.get(type) ?? Buffer.alloc(0));
-
-function macOf(attributes: Attributes, type: number): string | null {
-  const value = attributes.get(type);
-  return value?.length === 6 ? formatMac(value) : null;
-}
-
 function addressOf(attributes: Attributes, type: number): string | null {
   const value = attributes.get(type);
   return value && (value.length === 4 || value.length === 16) ? formatAddress(value) : null;
@@ -267,71 +188,6 @@ function addressBytes(address: string): Buffer {
 
 const familyOf = (value: number): 4 | 6 | null => (value === AF_INET ? 4 : value === AF_INET6 ? 6 : null);
 
-// Links
-
-export function linkRequest(sequence: number, which: { ifindex: number } | { name: string } | "all"): Buffer {
-  const header = Buffer.alloc(16);
-  const attributes: NetlinkAttribute[] = [{ type: IFLA_EXT_MASK, value: RTEXT_FILTER_SKIP_STATS }];
-  if (which === "all")
-    return encodeMessage(RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, sequence, header, attributes);
-  if ("ifindex" in which) header.writeInt32LE(which.ifindex, 4);
-  else attributes.push({ type: IFLA_IFNAME, value: which.name });
-  return encodeMessage(RTM_GETLINK, NLM_F_REQUEST, sequence, header, attributes);
-}
-
-export function decodeLink(payload: Buffer): Link {
-  const hardwareType = payload.readUInt16LE(2);
-  const flags = payload.readUInt32LE(8);
-  const attributes = decodeAttributes(payload.subarray(16));
-  const info = nested(attributes, IFLA_LINKINFO);
-  const masterKind = text(info, IFLA_INFO_SLAVE_KIND);
-  const port = masterKind === "bridge" ? nested(info, IFLA_INFO_SLAVE_DATA) : null;
-  const kind = text(info, IFLA_INFO_KIND);
-  const vlanId =
-    kind === "vlan" ? nested(info, IFLA_INFO_DATA).get(IFLA_VLAN_ID)?.readUInt16LE(0) : undefined;
-  return {
-    ifindex: payload.readInt32LE(4),
-    name: text(attributes, IFLA_IFNAME) ?? "",
-    mac: macOf(attributes, IFLA_ADDRESS),
-    mtu: u32(attributes, IFLA_MTU) ?? 0,
-    ethernet: hardwareType === ARPHRD_ETHER || hardwareType === ARPHRD_LOOPBACK,
-    flags: {
-      up: (flags & IFF_UP) !== 0,
-      running: (flags & IFF_RUNNING) !== 0,
-      loopback: (flags & IFF_LOOPBACK) !== 0,
-    },
-    kind,
-    lower: u32(attributes, IFLA_LINK),
-    master: u32(attributes, IFLA_MASTER),
-    masterKind,
-    parentDevice: text(attributes, IFLA_PARENT_DEV_NAME),
-    portState: PORT_STATES[port?.get(IFLA_BRPORT_STATE)?.readUInt8(0) ?? -1] ?? null,
-    linkNetns: attributes.get(IFLA_LINK_NETNSID)?.readInt32LE(0) ?? null,
-    xdp: decodeXdp(nested(attributes, IFLA_XDP)),
-    txQueues: u32(attributes, IFLA_NUM_TX_QUEUES),
-    ...(kind === "vlan" && vlanId !== undefined && { vlanId }),
-  };
-}
-
-/** Null for a link that is no bridge. */
-export function decodeBridge(payload: Buffer): Bridge | null {
-  const info = nested(decodeAttributes(payload.subarray(16)), IFLA_LINKINFO);
-  if (text(info, IFLA_INFO_KIND) !== "bridge") return null;
-  const data = nested(info, IFLA_INFO_DATA);
-  const ageing = u32(data, IFLA_BR_AGEING_TIME);
-  if (ageing === null) return null;
-  // When spanning tree has found another topology, addresses age by this for a while (br_fdb.c, hold_time).
-  const stp = (u32(data, IFLA_BR_STP_STATE) ?? 0) !== 0;
-  const forwardDelay = u32(data, IFLA_BR_FORWARD_DELAY) ?? ageing;
-  const shortest = stp ? Math.min(ageing, forwardDelay) : ageing;
-  return { ifindex: payload.readInt32LE(4), ageingSeconds: shortest / BRIDGE_TICKS_PER_SECOND };
-}
-
-function decodeXdp(xdp: Attributes): Link["xdp"] {
-  const mode = XDP_MODES[xdp.get(IFLA_XDP_ATTACHED)?.readUInt8(0) ?? 0] ?? null;
-  return mode ? { mode, programId: u32(xdp, IFLA_XDP_PROG_ID) } : null;
-}
-
 // Addresses
 
 export function addressesRequest(sequence: number): Buffer {
@@ -344,7 +200,15 @@ export function decodeAddress(payload: Buffer): Address | null {
   // On point-to-point links IFA_ADDRESS is the peer's.
   const address = addressOf(attributes, IFA_LOCAL) ?? addressOf(attributes, IFA_ADDRESS);
   if (!family || !address) return null;
-  return { ifindex: payload.readUInt32LE(4), family, address, prefixLength: payload.readUInt8(1) };
+  const scope = payload.readUInt8(3);
+  return {
+    ifindex: payload.readUInt32LE(4),
+    family,
+    address,
+    prefixLength: payload.readUInt8(1),
+    ...(scope >= RT_SCOPE_LINK && { scope: scope >= RT_SCOPE_HOST ? ("host" as const) : ("link" as const) }),
+    ...((payload.readUInt8(2) & IFA_F_SECONDARY) !== 0 && { secondary: true as const }),
+  };
 }
 
 // Neighbours and bridge forwarding entries

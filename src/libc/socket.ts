@@ -70,6 +70,17 @@ export function withDatagramSocket<T>(use: (fd: number) => T): T {
   }
 }
 
+/** Whether this kernel has this part of netlink. Throws E_NETLINK. */
+export function hasNetlink(protocol: number): boolean {
+  const fd = native().socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
+  if (fd < 0) {
+    if (loadFfi().errno() === ERRNO.EPROTONOSUPPORT) return false;
+    throw failure("open a socket");
+  }
+  native().close(fd);
+  return true;
+}
+
 export class NetlinkSocket {
   readonly #buffer = Buffer.allocUnsafe(RECEIVE_BYTES);
   #fd: number;

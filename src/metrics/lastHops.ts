@@ -42,8 +42,7 @@ export async function scrapeLastHops(source: ScrapeSource): Promise<ScrapedLastH
       const alias = aliases[index]!;
       const own = values.readUInt16LE(at + generation.offset);
       // Released, or in the making.
-      if (values[at + kind.offset] !== LAST_HOP_KIND.ETHERNET || alias >>> LAST_HOP_INDEX_BITS !== own)
-        continue;
+      if (values[at + kind.offset] === LAST_HOP_KIND.NONE || alias >>> LAST_HOP_INDEX_BITS !== own) continue;
       const device = values.readUInt32LE(at + ifindex.offset);
       const { state } = aliasState(index, alias);
       const gone = state === "up" && egress(values.readUInt32LE(at + slot.offset)) !== device;

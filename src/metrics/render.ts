@@ -18,6 +18,7 @@ import { Pace } from "./pace.ts";
 import type { MetricsInstance, ScrapeSource } from "./source.ts";
 import { tableFamilies } from "./tables.ts";
 import { TrafficAccounts } from "./traffic.ts";
+import { tunnelFamilies } from "./tunnels.ts";
 
 export interface RenderOptions {
   instance: MetricsInstance;
@@ -67,5 +68,6 @@ async function families(
     ...(await lastHopFamilies(source, lastHops, interfaces)),
     ...(await deviceFamilies(source, devices)),
     ...(await deviceTrafficFamilies(source, devices, own, daemon?.traffic ?? new TrafficAccounts())),
+    ...(await tunnelFamilies(source)),
   ];
 }

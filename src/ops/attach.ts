@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import { ORIGIN } from "../abi/layout.gen.ts";
+import { INTERFACE_FLAG, ORIGIN } from "../abi/layout.gen.ts";
+import { MARK_MAX, MTU_MAX, MTU_MIN } from "../config/defaults.ts";
 import { apply } from "../controller/apply.ts";
 import {
   type AttachUnit,
+  attachedUplinks,
   attachUnit,
   configKey,
   keptUplinks,
@@ -11,11 +13,13 @@ import {
   settingsOf,
   takenSlots,
 } from "../controller/attachInterface.ts";
+import { beneathSteps } from "../controller/beneath.ts";
 import { settleDevices } from "../controller/devices.ts";
 import { type HostFacts, readHost } from "../controller/hostFacts.ts";
 import { type Observed, observe, observeNothing, type Surroundings } from "../controller/observe.ts";
 import { attachAction, planGone, planLostBridges, planOrphans, planRemains } from "../controller/plan.ts";
 import { openIfPresent } from "../controller/reconcile.ts";
+import { runSteps } from "../controller/steps.ts";
 import { LasthopError } from "../errors.ts";
 import { programFor } from "../kernel/attachment.ts";
 import { requireNotHeld } from "../kernel/holder.ts";
@@ -27,6 +31,7 @@ import type { Link } from "../kernel/rtnetlink.ts";
 import { Tables } from "../tables/index.ts";
 import { findInterface, requireAttachable } from "./interfaces.ts";
 import type { AttachOptions, AttachResult, Hook, OpContext } from "./types.ts";
+import { uplinkWay } from "./uplinkWay.ts";
 
 /**
  * Attaches an interface or changes how it is attached. What the options leave out stays as it is, or is auto,
@@ -49,7 +54,8 @@ export async function attach(context: OpContext, options: AttachOptions): Promis
   }
 }
 
-function checkOptions({ zone, role, mode, policy }: AttachOptions): void {
+function checkOptions(options: AttachOptions): void {
+  const { zone, role, mode, policy } = options;
   const check = (name: string, value: unknown, ok: boolean): void => {
     if (!ok) throw new LasthopError("E_USAGE", `${name} cannot be ${JSON.stringify(value)}`);
   };
@@ -57,6 +63,20 @@ function checkOptions({ zone, role, mode, policy }: AttachOptions): void {
   check("role", role, ["uplink", "tap"].includes(role));
   check("mode", mode, mode === undefined || ["auto", "native", "generic", "tc"].includes(mode));
   check("policy", policy, policy === undefined || ["enforce", "observe", "off"].includes(policy));
+  const { mtu, clamp_mss, via, mark } = options;
+  const isMtu = mtu === "auto" || isWhole(mtu, MTU_MIN, MTU_MAX);
+  check("mtu", mtu, mtu === undefined || isMtu);
+  check("clamp_mss", clamp_mss, clamp_mss === undefined || typeof clamp_mss === "boolean");
+  check("via", via, via === undefined || ["redirect", "stack"].includes(via));
+  check("mark", mark, mark === undefined || isWhole(mark, 0, MARK_MAX));
+  const ofUplinks = Object.entries({ mtu, clamp_mss, via, mark }).find(([, value]) => value !== undefined);
+  if (role === "tap" && ofUplinks) {
+    throw new LasthopError("E_USAGE", `${ofUplinks[0]} is for uplinks: it says how replies leave by one`);
+  }
+}
+
+function isWhole(value: unknown, low: number, high: number): boolean {
+  return Number.isInteger(value) && (value as number) >= low && (value as number) <= high;
 }
 
 function attachLocked(context: OpContext, netlink: Netlink, options: AttachOptions): AttachResult {
@@ -78,7 +98,13 @@ function attachLocked(context: OpContext, netlink: Netlink, options: AttachOptio
     const orphans = planOrphans(before.observed, [unit]).filter(({ object }) => object === link.name);
     return {
       ...resultOf(around, unit, hook),
-      actions: [...before.done, ...done, ...applyAll(context, around, orphans), ...settleDevices(around)],
+      actions: [
+        ...before.done,
+        ...done,
+        ...applyAll(context, around, orphans),
+        ...runSteps(beneathSteps(around.tables, host)),
+        ...settleDevices(around),
+      ],
     };
   } catch (error) {
     if (made) removeInstance(context.pinRoot);
@@ -119,15 +145,29 @@ function unitFor({ pinRoot }: OpContext, observed: Observed, link: Link, options
   const item = there ?? observed.interfaces.find(({ entry }) => entry === returned);
   const key = item ? configKey(item.entry) : null;
   if (key !== null) requireNotHeld(pinRoot, `attach ${link.name}`, key);
+  const before = settingsOf(item ?? {}, options.role);
   const settings = {
-    ...settingsOf(item ?? {}, options.role),
+    ...before,
+    flags: chosenFlags(before.flags, options),
     mode: options.mode,
     ...(options.zone !== undefined && { zone: options.zone }),
     ...(options.policy !== undefined && { policy: options.policy }),
+    ...(options.mtu !== undefined && { mtu: options.mtu === "auto" ? null : options.mtu }),
+    ...(options.mark !== undefined && { mark: options.mark }),
     origin: ORIGIN.MANUAL,
     configIndex: 0,
   };
-  return prepare(observed, link, settings, takenSlots(observed), returned);
+  const uplinks = attachedUplinks(observed);
+  if (settings.role === "uplink") uplinks.set(link.ifindex, settings.zone);
+  else uplinks.delete(link.ifindex);
+  return prepare(observed, link, settings, takenSlots(observed), returned, { uplinks });
+}
+
+function chosenFlags(flags: number, { clamp_mss, via }: AttachOptions): number {
+  const put = (all: number, flag: number, value: boolean | undefined): number =>
+    value === undefined ? all : value ? all | flag : all & ~flag;
+  const clamped = put(flags, INTERFACE_FLAG.CLAMP_MSS, clamp_mss);
+  return put(clamped, INTERFACE_FLAG.VIA_STACK, via && via === "stack");
 }
 
 function change({ warn }: OpContext, around: Surroundings, unit: AttachUnit): { hook: Hook; done: string[] } {
@@ -142,7 +182,8 @@ function resultOf(
   { link, wanted }: AttachUnit,
   hook: Hook,
 ): Omit<AttachResult, "actions"> {
-  const { role, zone, policy } = wanted;
+  const { role, zone, policy, flags } = wanted;
+  const way = role === "uplink" ? uplinkWay(wanted.mtu ?? link.mtu, flags, wanted.mark) : {};
   return {
     interface: link.name,
     ifindex: link.ifindex,
@@ -151,5 +192,6 @@ function resultOf(
     zone,
     policy,
     program_id: programFor(instance, role, hook).info().id,
+    ...way,
   };
 }

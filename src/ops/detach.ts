@@ -2,6 +2,7 @@
 
 import { apply } from "../controller/apply.ts";
 import { configKey } from "../controller/attachInterface.ts";
+import { beneathSteps } from "../controller/beneath.ts";
 import { bridgeSteps, unusedBridges } from "../controller/detach.ts";
 import { settleDevices } from "../controller/devices.ts";
 import { readHost } from "../controller/hostFacts.ts";
@@ -20,9 +21,11 @@ import {
   removeUnfinished,
   requireOwnNetns,
 } from "../kernel/instance.ts";
+import { deleteLink } from "../kernel/linkCreate.ts";
 import { Netlink } from "../kernel/netlink.ts";
 import { removeIfEmpty, requireBpffs, withLock } from "../kernel/pinRoot.ts";
 import { requireCapabilities } from "../kernel/probe.ts";
+import { tunnelNames } from "../kernel/tunnelNames.ts";
 import { suggest } from "../suggest.ts";
 import { Tables } from "../tables/index.ts";
 import type { DetachResult, OpContext } from "./types.ts";
@@ -90,6 +93,7 @@ function detachObserved(
   const { failed } = apply(around, actions, { warn });
   if (failed[0]) throw failed[0].cause;
   runSteps(bridgeSteps(around.tables, unusedBridges(around.tables)));
+  runSteps(beneathSteps(around.tables, observed.host));
   settleDevices(around);
   return interfaces.map(({ entry }) => ({ interface: entry.name, ifindex: entry.ifindex }));
 }
@@ -129,9 +133,18 @@ function purge(context: OpContext, netlink: Netlink): DetachResult {
   const detached = here.includes(ABI_NAME) ? detachAll(context, netlink) : [];
   const programs = new Set(here.flatMap((version) => programIds(pinRoot, version)));
   for (const version of versions) removeInstance(pinRoot, version);
+  if (here.length > 0) removeTunnels(pinRoot, netlink);
   removeFiltersOf(netlink, programs);
   removeUnfinished(pinRoot);
   removeHolder(pinRoot);
   removeIfEmpty(pinRoot);
   return { detached, purged: true };
+}
+
+/** The netdevs that this instance made: without programs they lead nowhere. */
+function removeTunnels(pinRoot: string, netlink: Netlink): void {
+  const { alias, making } = tunnelNames(pinRoot);
+  for (const { ifindex, name, alias: found } of netlink.links()) {
+    if (found === alias || name === making.tunnel) deleteLink(netlink, ifindex, name);
+  }
 }

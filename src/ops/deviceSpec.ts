@@ -8,7 +8,7 @@ import { peerOf } from "../config/parts.ts";
 import type { DeviceConfig, ProbeConfig } from "../config/schema.ts";
 import { addressText, DEVICE_LIMITS, deviceFromConfig, probeTarget } from "../controller/devices.ts";
 import { LasthopError } from "../errors.ts";
-import { type Device, deviceAddresses, givenMacs, isZero, replyMac } from "../tables/index.ts";
+import { type Device, deviceAddresses, deviceVteps, givenMacs, isZero, replyMac } from "../tables/index.ts";
 import type { DeviceSpec, OnDown, ProbeSpec } from "./types.ts";
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]*$/;
@@ -41,15 +41,17 @@ export function entryOf(spec: DeviceSpec, old: Device | undefined): StructInput<
     zone: "",
     macs: list(asked.macs, "MAC addresses", DEVICE_LIMITS.macs).map(checkMac),
     addresses: list(asked.addresses, "addresses", DEVICE_LIMITS.addresses).map(checkAddress),
+    vteps: list(asked.vteps, "VTEPs", DEVICE_LIMITS.vteps).map(checkAddress),
     vlans: list(asked.vlans, "VLAN tags", VLANS_MAX).map((vid) => checkNumber("a VLAN id", vid, 1, 4094)),
     on_down: checkOnDown(asked.on_down),
     ...(asked.interface !== null && { interface: checkInterface(asked.interface) }),
     ...(asked.reply_mac !== null && { reply_mac: checkMac(asked.reply_mac) }),
     ...(asked.probe !== null && { probe: checkProbe(asked.probe) }),
   };
-  if (config.macs.length === 0 && config.addresses.length === 0) {
-    throw new LasthopError("E_DEVICE", "a device needs a MAC or an address", {
-      hint: "Give --mac, --address or both.",
+  const given = config.macs.length + config.addresses.length + config.vteps.length;
+  if (given === 0 && config.interface === undefined) {
+    throw new LasthopError("E_DEVICE", "a device needs a MAC, an address or a VTEP", {
+      hint: "Give --mac, --address or --vtep; or the --interface without a link layer whose far end it is.",
     });
   }
   const entry = deviceFromConfig(config, checkNumber("a zone", asked.zone, 0, 0xffff));
@@ -71,6 +73,7 @@ type WholeSpec = Required<Omit<DeviceSpec, "probe">> & { probe: Required<ProbeSp
 const EMPTY: WholeSpec = {
   macs: [],
   addresses: [],
+  vteps: [],
   interface: null,
   vlans: [],
   zone: 0,
@@ -85,6 +88,7 @@ export function specOf(device: Device): WholeSpec {
   return {
     macs: givenMacs(device).map((mac) => formatMac(mac)),
     addresses: deviceAddresses(device).map(({ octets }) => addressText(octets)),
+    vteps: deviceVteps(device).map(addressText),
     interface: device.interface === "" ? null : device.interface,
     vlans: device.tags.filter(({ proto }) => proto !== 0).map(({ vid }) => vid),
     zone: device.zone,

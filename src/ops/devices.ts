@@ -10,6 +10,7 @@ import {
 } from "../abi/codec.ts";
 import { CAUSE, DEVICE_STATE, DEVICES_MAX, ON_DOWN, ORIGIN, ROLE } from "../abi/layout.gen.ts";
 import { formatMac } from "../addresses.ts";
+import { inOrder, readUplinks } from "../controller/deviceFleet.ts";
 import { observed, resolveAddresses } from "../controller/deviceStack.ts";
 import {
   addressText,
@@ -19,14 +20,17 @@ import {
   settleDevices,
   withObserved,
 } from "../controller/devices.ts";
+import { atOnce } from "../controller/pieces.ts";
 import { runSteps, type Step } from "../controller/steps.ts";
+import { KernelVteps, placeVteps } from "../controller/vtepMacs.ts";
 import { LasthopError } from "../errors.ts";
 import { requireNotHeld } from "../kernel/holder.ts";
 import { type Instance, openInstance, withLock } from "../kernel/instance.ts";
 import { Netlink } from "../kernel/netlink.ts";
 import { requireCapabilities } from "../kernel/probe.ts";
+import type { Link } from "../kernel/rtnetlink.ts";
 import { suggest } from "../suggest.ts";
-import { type Device, deviceAddresses, isZero, Tables } from "../tables/index.ts";
+import { type Device, DeviceReader, deviceAddresses, isZero, Tables } from "../tables/index.ts";
 import { checkName, entryOf, specOf, whole } from "./deviceSpec.ts";
 import { roundIdle } from "./flowView.ts";
 import { lastHopEntries } from "./lastHops.ts";
@@ -37,15 +41,19 @@ import type {
   DeviceSpec,
   LastHopEntry,
   OpContext,
+  VtepMacEntry,
 } from "./types.ts";
 
 /** By name. Walks all flows to count them. */
 export function listDevices(context: OpContext): DeviceEntry[] {
   using instance = openInstance(context.pinRoot);
+  using netlink = new Netlink();
   const tables = new Tables(instance);
-  const lastHops = lastHopEntries(tables);
+  const links = netlink.links();
+  const lastHops = lastHopEntries(tables, links);
+  const behind = vtepMacs(tables, links);
   return [...tables.devices.entries()]
-    .map(([{ name }, device]) => deviceEntry(name, device, ownedBy(lastHops, name)))
+    .map(([{ name }, device]) => deviceEntry(name, device, ownedBy(lastHops, name), behind.get(name)))
     .sort((a, b) => (a.name < b.name ? -1 : 1));
 }
 
@@ -55,19 +63,21 @@ export function showDevice(context: OpContext, name: string): DeviceDetails {
   using netlink = new Netlink();
   const tables = new Tables(instance);
   const device = findDevice(tables, name);
-  const own = ownedBy(lastHopEntries(tables), name);
+  const links = netlink.links();
+  const own = ownedBy(lastHopEntries(tables, links), name);
   const addresses = new Set(deviceAddresses(device).map(({ octets }) => addressText(octets)));
-  const links = new Map(netlink.links().map((link) => [link.ifindex, link.name]));
+  const names = new Map(links.map((link) => [link.ifindex, link.name]));
   const neighbours = netlink
     .neighbours()
     .filter(({ address }) => addresses.has(address))
     .map(({ ifindex, address, mac, state }) => ({
-      interface: links.get(ifindex) ?? `if${ifindex}`,
+      interface: names.get(ifindex) ?? `if${ifindex}`,
       address,
       mac,
       state,
     }));
-  return { ...deviceEntry(name, device, own), neighbours, last_hops: own };
+  const behind = vtepMacs(tables, links).get(name);
+  return { ...deviceEntry(name, device, own, behind), neighbours, last_hops: own };
 }
 
 /** Enters a device. What the spec leaves out has the defaults of the configuration. Throws E_DEVICE if it is there. */
@@ -266,7 +276,35 @@ function ownedBy(lastHops: readonly LastHopEntry[], name: string): LastHopEntry[
   return lastHops.filter(({ device }) => device === name);
 }
 
-function deviceEntry(name: string, device: Device, lastHops: readonly LastHopEntry[]): DeviceEntry {
+/** By the device's name: what the kernel has behind their VTEPs at this moment. */
+function vtepMacs(tables: Tables, links: readonly Link[]): Map<string, VtepMacEntry[]> {
+  const devices = inOrder(new DeviceReader(tables.devices).read());
+  const uplinks = readUplinks(tables, links);
+  const source = new KernelVteps();
+  const { byUplink } = atOnce(placeVteps({ devices, uplinks, links, source }));
+  const found = new Map<string, VtepMacEntry[]>();
+  for (const [uplink, macs] of byUplink) {
+    for (const { owner, mac, vtep, vni } of [...macs.values()].flat()) {
+      const own = found.get(owner.name) ?? [];
+      found.set(owner.name, own);
+      own.push({
+        mac: formatMac(mac),
+        vtep: addressText(vtep),
+        interface: uplinks.get(uplink)!.name,
+        vni: vni?.source ?? null,
+      });
+    }
+  }
+  for (const own of found.values()) own.sort((a, b) => (a.mac < b.mac ? -1 : 1));
+  return found;
+}
+
+function deviceEntry(
+  name: string,
+  device: Device,
+  lastHops: readonly LastHopEntry[],
+  behind: readonly VtepMacEntry[] = [],
+): DeviceEntry {
   const sum = (count: (entry: LastHopEntry) => number): number =>
     lastHops.reduce((total, entry) => total + count(entry), 0);
   const { addresses, ...asked } = specOf(device);
@@ -284,6 +322,7 @@ function deviceEntry(name: string, device: Device, lastHops: readonly LastHopEnt
       const { mac } = known[place]!;
       return { address, mac: isZero(mac) ? null : formatMac(mac) };
     }),
+    vtep_macs: [...behind],
     flows: sum(({ flows }) => flows),
     request_packets: sum((entry) => entry.request_packets),
     request_bytes: sum((entry) => entry.request_bytes),

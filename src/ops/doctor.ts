@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import { readLabelStacks } from "../controller/labelStacks.ts";
 import { isHostNetns, readHost } from "../kernel/coexistence.ts";
 import { readRuleset } from "../kernel/netfilter.ts";
 import { Netlink } from "../kernel/netlink.ts";
+import { ipsecPolicies, markRules } from "../kernel/policyRouting.ts";
+import { Tables } from "../tables/index.ts";
 import { attachedEntries, instanceChecks, tryOpen } from "./doctor/instance.ts";
 import { interfaceReports } from "./doctor/interfaces.ts";
 import { networkChecks } from "./doctor/network.ts";
 import { systemChecks } from "./doctor/system.ts";
+import { readSysctl, wayChecks } from "./doctor/ways.ts";
 import type { DoctorReport, OpContext } from "./types.ts";
 
 /** What this host offers and lacks, and who else is at work on it. Changes nothing; a check that cannot be made says so. */
@@ -27,6 +31,14 @@ export async function doctor(context: OpContext): Promise<DoctorReport> {
         ...system,
         ...instanceChecks(context.pinRoot, opened, netlink),
         ...networkChecks({ links, attached, ruleset, host }),
+        ...wayChecks({
+          links,
+          attached,
+          labelStacks: opened.instance ? readLabelStacks(new Tables(opened.instance)) : new Map(),
+          rules: markRules,
+          policies: ipsecPolicies,
+          sysctl: readSysctl,
+        }),
       ],
       interfaces: netlink ? interfaceReports(opened.instance, netlink, links, hostNetns) : [],
     };

@@ -3,15 +3,21 @@
 // tables. What only the packet could tell (its TTL, its length) becomes a note.
 
 import type { StructValue } from "../abi/codec.ts";
-import { FLOW_FLAG, POLICY, type REASON, ROLE } from "../abi/layout.gen.ts";
+import { FLOW_FLAG, INTERFACE_FLAG, LAST_HOP_KIND, POLICY, type REASON, ROLE } from "../abi/layout.gen.ts";
 import { REASON_INFO, type VerdictName } from "../abi/reasons.ts";
 import { formatMac, parseMac } from "../addresses.ts";
 import { isAttached } from "../controller/detach.ts";
 import { openInstance } from "../kernel/instance.ts";
 import { Netlink, NetlinkError } from "../kernel/netlink.ts";
 import type { Neighbour } from "../kernel/rtnetlink.ts";
-import { type Flow, type InterfaceEntry, type Resolution, Tables } from "../tables/index.ts";
-import { FlowView } from "./flowView.ts";
+import {
+  type Flow,
+  type InterfaceEntry,
+  type LastHopRecord,
+  type Resolution,
+  Tables,
+} from "../tables/index.ts";
+import { FlowView, lastHopPlace } from "./flowView.ts";
 import { findFlow } from "./tupleKeys.ts";
 import type { Explanation, OpContext, Tuple } from "./types.ts";
 
@@ -125,8 +131,18 @@ function decideLastHop(now: Situation, route: Explanation["route"]): ReasonKey {
   if (!record || record.kind === 0) return "STALE_LAST_HOP";
   if (record.ifindex === tap?.ifindex) return "HAIRPIN";
   if (tables.egressDevices.get(record.slot) !== record.ifindex) return "INTERFACE_GONE";
-  if (!observes) return "REDIRECT";
-  return route?.mac === formatMac(record.mac) ? "OBSERVE_SAME" : "OBSERVE_CHANGE";
+  const isStack = record.kind === LAST_HOP_KIND.STACK;
+  if (!observes) return isStack ? "STACK" : "REDIRECT";
+  const isSame = isStack
+    ? hostKind(now) === "routed" && record.mark === 0
+    : isRouteOf(route, record, interfaceName(now, record.ifindex));
+  return isSame ? "OBSERVE_SAME" : "OBSERVE_CHANGE";
+}
+
+/** Whether the host's own route leads to this last hop. */
+function isRouteOf(route: Explanation["route"], { kind, mac }: LastHopRecord, name: string): boolean {
+  if (kind === LAST_HOP_KIND.IP) return route?.interface === name;
+  return route?.mac === formatMac(mac);
 }
 
 function hasTap({ tables, zone }: Situation): boolean {
@@ -156,16 +172,19 @@ function hostKind({ tap, uplink, tables }: Situation): Explanation["host"] {
   return uplinks.some((entry) => entry.l3_ifindex === tap.l3_ifindex) ? "unknown" : "routed";
 }
 
-function lookUpRoute(now: Situation): Explanation["route"] {
+/** With a mark, if one is given. */
+function lookUpRoute(now: Situation, mark = 0): Explanation["route"] {
   const { netlink, tap, tuple, notes } = now;
+  const towards = `towards ${tuple.remote_address}${mark === 0 ? "" : ` with mark 0x${mark.toString(16)}`}`;
   try {
     const route = netlink.routeGet({
       destination: tuple.remote_address,
       source: tuple.local_address,
       inIfindex: tap!.l3_ifindex,
+      ...(mark !== 0 && { mark }),
     });
     if (route.type !== "unicast" || route.outIfindex === null) {
-      notes.push(`the host's route lookup towards ${tuple.remote_address} says ${route.type}`);
+      notes.push(`the host's route lookup ${towards} says ${route.type}`);
       return null;
     }
     const hop = route.gateway ?? tuple.remote_address;
@@ -180,7 +199,7 @@ function lookUpRoute(now: Situation): Explanation["route"] {
     };
   } catch (error) {
     if (!(error instanceof NetlinkError)) throw error;
-    notes.push(`the host's route lookup towards ${tuple.remote_address} is refused: ${error.message}`);
+    notes.push(`the host's route lookup ${towards} is refused: ${error.message}`);
     return null;
   }
 }
@@ -204,9 +223,10 @@ function conclude(
         : route
           ? `, not ${routeText(route)} as the host's route says`
           : "";
-    const same = route !== null && route.mac === formatMac(record.mac) && route.interface === name;
-    return `A reply is redirected to ${formatMac(record.mac)} on ${name}${same ? ", which is also what the host's route says" : instead}.`;
+    const same = route !== null && isRouteOf(route, record, name) && route.interface === name;
+    return `A reply is redirected to ${placeWords(record, name)}${same ? ", which is also what the host's route says" : instead}.`;
   }
+  if (key === "STACK") return concludeStack(now);
   if (verdict === "drop") return `A reply is dropped: ${text}.`;
   const then =
     host === "bridged"
@@ -217,12 +237,28 @@ function conclude(
   return `A reply passes: ${text}. ${then}`;
 }
 
+function concludeStack(now: Situation): string {
+  const { mark } = targetRecord(now)!;
+  const marked = mark === 0 ? "" : ` with mark 0x${mark.toString(16)}`;
+  const route = lookUpRoute(now, mark);
+  const then = route ? `, which sends it ${routeText(route)}` : "";
+  return `A reply is handed to the host's own routing${marked}${then}.`;
+}
+
+/** `02:00:00:00:0a:01 on eth0`, `gre1`, `vxlan0, in the tunnel to 192.0.2.2 with id 100`. */
+function placeWords(record: LastHopRecord, name: string): string {
+  const { mac, tunnel } = lastHopPlace(record);
+  const id = tunnel?.id == null ? "" : ` with id ${tunnel.id}`;
+  const inside = tunnel === null ? "" : `, in the tunnel to ${tunnel.remote}${id}`;
+  return `${mac === null ? name : `${mac} on ${name}`}${inside}`;
+}
+
 function routeText(route: NonNullable<Explanation["route"]>): string {
   const by = route.gateway === null ? "directly" : `via ${route.gateway}`;
   return `${by}${route.mac ? ` (${route.mac})` : ""} on ${route.interface}`;
 }
 
-function targetRecord({ lastHop, tables }: Situation): StructValue<"last_hop"> | undefined {
+function targetRecord({ lastHop, tables }: Situation): LastHopRecord | undefined {
   if (!lastHop || lastHop.state === "stale") return undefined;
   return tables.lastHops.records.get(lastHop.target);
 }
@@ -248,10 +284,11 @@ function addNotes(now: Situation, key: ReasonKey, host: Explanation["host"]): vo
   if (key === "OBSERVE_CHANGE" && host === "bridged") {
     notes.push("it counts as observe_same if the guest sends it to that MAC anyway");
   }
-  if (flow && !flow.value.vm && key === "REDIRECT") {
+  const isSent = key === "REDIRECT" || key === "STACK";
+  if (flow && !flow.value.vm && isSent) {
     notes.push("no VM has replied yet: the first that does is the flow's VM from then on");
   }
-  if (key === "REDIRECT") noteRedirect(now, host);
+  if (isSent) noteWay(now, key, host);
   if (!tap && vm) notes.push(`the VM ${vm.mac} is on an interface that is not attached as a tap`);
 }
 
@@ -294,17 +331,23 @@ function swapped(tuple: Tuple): Tuple {
   };
 }
 
-function noteRedirect(now: Situation, host: Explanation["host"]): void {
-  const { netlink, notes, tap } = now;
+function noteWay(now: Situation, key: ReasonKey, host: Explanation["host"]): void {
+  const { netlink, notes, tap, tables } = now;
   const record = targetRecord(now);
   if (!record) return;
   const uplink = netlink.link(record.ifindex);
   const from = tap && netlink.link(tap.ifindex);
-  if (host === "routed")
+  const isRouted = host === "routed" || record.kind === LAST_HOP_KIND.IP;
+  if (key === "REDIRECT" && isRouted)
     notes.push("its TTL is decremented; at 1 it passes, so that the host's stack answers");
-  if (uplink && from && uplink.mtu < from.mtu) {
+  const entry = tables.interfaces.get(record.ifindex);
+  const mtu = entry?.mtu || uplink?.mtu;
+  if (uplink && from && mtu !== undefined && mtu < from.mtu) {
+    const clamped =
+      (entry?.flags ?? 0) & INTERFACE_FLAG.CLAMP_MSS ? ", and TCP is told to send smaller ones" : "";
     notes.push(
-      `${uplink.name} has an MTU of ${uplink.mtu}, ${from.name} of ${from.mtu}: larger replies do not get through`,
+      `the way back by ${uplink.name} has an MTU of ${mtu}, ${from.name} one of ${from.mtu}: ` +
+        `larger replies are answered with an ICMP error${clamped}`,
     );
   }
   if (uplink && !uplink.flags.up) notes.push(`${uplink.name} is down`);

@@ -2,11 +2,19 @@
 // How a flow is shown: names for numbers, the last hop and the VM that it refers to.
 
 import { currentTick, FLOW_STATE_NAMES, idleSeconds, type StructValue } from "../abi/codec.ts";
-import { FLOW_FLAG } from "../abi/layout.gen.ts";
+import { ENCAPSULATION_FLAG, FLOW_FLAG, LAST_HOP_KIND } from "../abi/layout.gen.ts";
 import { formatAddress, formatMac } from "../addresses.ts";
+import { addressText } from "../controller/devices.ts";
 import { homeOf } from "../controller/lastHops.ts";
-import { type Flow, type InterfaceEntry, interfaceName, type Tables } from "../tables/index.ts";
-import type { FlowEntry, Protocol, VlanTag } from "./types.ts";
+import {
+  type Flow,
+  type InterfaceEntry,
+  interfaceName,
+  isZero,
+  type LastHopRecord,
+  type Tables,
+} from "../tables/index.ts";
+import type { FlowEntry, LastHopPlace, Protocol, VlanTag } from "./types.ts";
 
 const ETH_P_8021AD = 0x88a8;
 
@@ -41,6 +49,32 @@ export function vlanTags(tags: readonly StructValue<"vlan_tag">[]): VlanTag[] {
   return tags
     .filter((tag) => tag.proto !== 0)
     .map((tag) => ({ protocol: tag.proto === ETH_P_8021AD ? "802.1ad" : "802.1q", vid: tag.vid }));
+}
+
+/** GRE may go without a key; the others always have an id (include/net/ip_tunnels.h). */
+const TUNNEL_KEY = 0x04;
+
+/** What a record says, beside its interface. */
+export function lastHopPlace(record: LastHopRecord): Omit<LastHopPlace, "interface"> {
+  const { kind, mac, mark, tags, encapsulated, label_count, encapsulation } = record;
+  const { tunnel, labels } = encapsulation;
+  const has = (flag: number): boolean => (encapsulated & flag) !== 0;
+  const isStack = kind === LAST_HOP_KIND.STACK;
+  return {
+    mac: isZero(mac) ? null : formatMac(mac),
+    tags: vlanTags(tags),
+    tunnel: has(ENCAPSULATION_FLAG.TUNNEL)
+      ? {
+          remote: addressText(tunnel.remote),
+          local: addressText(tunnel.local),
+          id: tunnel.flags & TUNNEL_KEY ? tunnel.id : null,
+        }
+      : null,
+    labels: has(ENCAPSULATION_FLAG.LABELS) ? labels.slice(0, label_count) : [],
+    ipsec: has(ENCAPSULATION_FLAG.IPSEC),
+    via: isStack ? "stack" : "redirect",
+    mark: isStack && mark !== 0 ? mark : null,
+  };
 }
 
 /** To a tenth of a second: a tick is longer than that. */
@@ -99,9 +133,8 @@ export class FlowView {
     const last_hop = {
       index,
       generation,
-      mac: formatMac(record.mac),
       interface: this.interfaceName(record.ifindex),
-      tags: vlanTags(record.tags),
+      ...lastHopPlace(record),
     };
     return { last_hop, stale: false };
   }

@@ -2,12 +2,13 @@
 
 import { readFileSync } from "node:fs";
 import { HOOK_NAMES, POLICY_NAMES, ROLE_NAMES } from "../abi/codec.ts";
-import { INTERFACE_FLAG } from "../abi/layout.gen.ts";
+import { INTERFACE_FLAG, ROLE } from "../abi/layout.gen.ts";
 import { isAttached } from "../controller/detach.ts";
 import { type Attachment, attachmentsOn } from "../kernel/attachment.ts";
 import { ABI_NAME, type Instance, openInstance } from "../kernel/instance.ts";
 import { Netlink } from "../kernel/netlink.ts";
 import { type Link, TC_PARENT_INGRESS } from "../kernel/rtnetlink.ts";
+import { tunnelProgramIds } from "../kernel/tunnelAttachment.ts";
 import { type BpfMap, tcxQuery } from "../libbpf/index.ts";
 import { type InterfaceEntry, Tables } from "../tables/index.ts";
 import type {
@@ -20,6 +21,7 @@ import type {
   TableFill,
   TierFill,
 } from "./types.ts";
+import { uplinkWay } from "./uplinkWay.ts";
 
 /** The tables whose fill an operator may want to watch. */
 const HASH_TABLES = [
@@ -48,7 +50,7 @@ export function status(context: OpContext): StatusReport {
     interfaces: tables.interfaces
       .list()
       .filter(isAttached)
-      .map((entry) => interfaceStatus(instance, netlink, entry)),
+      .map((entry, _, all) => interfaceStatus(instance, netlink, entry, all)),
     programs: instance.programNames().map((name) => programStatus(instance, name)),
     tables: fills,
     tiers: tierFills(tables, fills),
@@ -60,6 +62,7 @@ export function interfaceStatus(
   instance: Instance,
   netlink: Netlink,
   entry: InterfaceEntry,
+  all: readonly InterfaceEntry[],
 ): InterfaceStatus {
   const { ifindex } = entry;
   const link = netlink.link(ifindex);
@@ -75,8 +78,23 @@ export function interfaceStatus(
     policy: POLICY_NAMES[entry.policy] as Policy,
     program_id: attachment?.programId ?? null,
     state: stateOf(entry, link, attachment, attachments),
-    foreign_program_ids: link ? foreignPrograms(netlink, link, hook, attachment) : [],
+    foreign_program_ids: link ? foreignPrograms(instance, netlink, link, hook, attachment) : [],
+    link_layer: entry.flags & INTERFACE_FLAG.NO_LINK_LAYER ? "none" : "ethernet",
+    shared_tunnel: (entry.flags & INTERFACE_FLAG.TUNNEL_KEY) !== 0,
+    beneath: beneathNames(entry, all),
+    ...(entry.role === ROLE.UPLINK && uplinkWay(entry.mtu, entry.flags, entry.mark)),
   };
+}
+
+function beneathNames(entry: InterfaceEntry, all: readonly InterfaceEntry[]): string[] {
+  if ((entry.flags & INTERFACE_FLAG.LOWER) === 0) return [];
+  const below = entry.lower_ifindex || entry.ifindex;
+  return all
+    .filter(
+      ({ role, zone, ifindex }) => role === ROLE.UPLINK && zone === entry.zone && ifindex !== entry.ifindex,
+    )
+    .filter(({ ifindex, l3_ifindex }) => ifindex === below || l3_ifindex === below)
+    .map(({ name }) => name);
 }
 
 function stateOf(
@@ -96,6 +114,7 @@ function stateOf(
 
 /** In the order in which they run. An interface has one XDP program only. */
 function foreignPrograms(
+  instance: Instance,
   netlink: Netlink,
   link: Link,
   hook: Hook,
@@ -108,7 +127,8 @@ function foreignPrograms(
         ? (tcxQuery(link.ifindex, "ingress") ?? [])
         : [];
   if (hook.startsWith("xdp") && link.xdp?.programId) all.push(link.xdp.programId);
-  return all.filter((id) => id !== attachment?.programId);
+  const tunnels = tunnelProgramIds(instance);
+  return all.filter((id) => id !== attachment?.programId && !tunnels.has(id));
 }
 
 function clsactPrograms(netlink: Netlink, ifindex: number): number[] {

@@ -3,14 +3,14 @@
 import { closeSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { decode, HOOK_NAMES, type StructValue, VERDICT_NAMES } from "../abi/codec.ts";
-import { FLOW_FLAG, ROLE } from "../abi/layout.gen.ts";
+import { FLOW_FLAG, ROLE, VERDICT } from "../abi/layout.gen.ts";
 import { reasonOf } from "../abi/reasons.ts";
 import { formatMac, mapIpv4 } from "../addresses.ts";
 import { LasthopError } from "../errors.ts";
 import { type Instance, openInstance, withLock } from "../kernel/instance.ts";
 import { RingBuffer } from "../libbpf/index.ts";
 import { tryFlock } from "../libc/flock.ts";
-import { type FlowKey, Tables } from "../tables/index.ts";
+import { type FlowKey, isZero, Tables } from "../tables/index.ts";
 import { FlowView, stateName } from "./flowView.ts";
 import { tupleKeys } from "./tupleKeys.ts";
 import type { Hook, OpContext, TraceEvent, Tuple } from "./types.ts";
@@ -128,11 +128,10 @@ function eventShower(tables: Tables): (event: Event, started: bigint) => TraceEv
     const reason = reasonOf(event.reason);
     const redirected = event.out_ifindex !== 0;
     const macBefore = formatMac(event.destination_mac);
-    const macAfter = formatMac(event.out_mac);
+    const macAfter = macAfterOf(event, macBefore);
     const interfaceAfter = redirected ? view.interfaceName(event.out_ifindex) : null;
-    const detail = redirected
-      ? `: ${macAfter} on ${interfaceAfter}${macAfter === macBefore ? ", as the VM chose" : ""}`
-      : "";
+    const to = macAfter === null ? interfaceAfter : `${macAfter} on ${interfaceAfter}`;
+    const detail = redirected ? `: ${to}${macAfter === macBefore ? ", as the VM chose" : ""}` : "";
     return {
       time_seconds: Math.max(0, (event.time_ns - Number(started)) / 1e9),
       hook: (HOOK_NAMES[event.hook] ?? "none") as Hook,
@@ -142,13 +141,20 @@ function eventShower(tables: Tables): (event: Event, started: bigint) => TraceEv
       reason: reason.name,
       explanation: reason.text + detail,
       mac_before: macBefore,
-      mac_after: redirected ? macAfter : macBefore,
+      mac_after: macAfter,
       interface_after: interfaceAfter,
       flow_state: hasFlow(event) ? stateName(event.state) : null,
       tcp_flags: event.key.proto === 6 ? tcpFlags(event.tcp_flags) : null,
       length_bytes: event.length_bytes,
     };
   };
+}
+
+/** Null without a link layer, and where only the host's routing will tell. */
+function macAfterOf({ out_ifindex, out_mac, verdict }: Event, before: string): string | null {
+  if (verdict === VERDICT.STACK || verdict === VERDICT.ANSWER) return null;
+  if (out_ifindex === 0) return before;
+  return isZero(out_mac) ? null : formatMac(out_mac);
 }
 
 /** A decision about no flow has all of these zero; a flow has a last hop or is of local origin. */

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the operations take and return. Keys are those of the JSON output; units are in the keys.
 
+import type { VerdictName } from "../abi/reasons.ts";
 import type { ErrorCode } from "../errors.ts";
 
 export type Role = "uplink" | "tap";
 export type Policy = "enforce" | "observe" | "off";
 export type Mode = "auto" | "native" | "generic" | "tc";
+export type Via = "redirect" | "stack";
 export type Hook = "xdp_native" | "xdp_generic" | "tcx" | "clsact";
 export type Protocol = "tcp" | "udp" | "sctp" | "icmp";
 
@@ -23,9 +25,25 @@ export interface AttachOptions {
   mode?: Mode;
   zone?: number;
   policy?: Policy;
+  /** Of the way back by an uplink; `auto`: the netdev's own, as it changes. */
+  mtu?: number | "auto";
+  clamp_mss?: boolean;
+  via?: Via;
+  /** 0 for none. */
+  mark?: number;
 }
 
-export interface AttachResult {
+/** How replies leave by an uplink; a tap has nothing of it. */
+export interface UplinkWay {
+  /** Of IP packets on the way back. */
+  mtu?: number;
+  clamp_mss?: boolean;
+  via?: Via;
+  /** Of the replies that go by the host's routing; 0 for none. */
+  mark?: number;
+}
+
+export interface AttachResult extends UplinkWay {
   interface: string;
   ifindex: number;
   role: Role;
@@ -75,7 +93,7 @@ export interface DetachResult {
   purged: boolean;
 }
 
-export interface InterfaceStatus {
+export interface InterfaceStatus extends UplinkWay {
   interface: string;
   ifindex: number;
   role: Role;
@@ -87,6 +105,12 @@ export interface InterfaceStatus {
   state: "ok" | "interface_gone" | "program_gone" | "interface_down" | "port_blocked";
   /** Other programs on the same hook, in their order. */
   foreign_program_ids: number[];
+  /** `none`: its packets begin with their IP header. */
+  link_layer: "ethernet" | "none";
+  /** Many tunnels share it, and each packet has its key. */
+  shared_tunnel: boolean;
+  /** Uplinks beneath it that see its packets first. */
+  beneath: string[];
 }
 
 export interface TableFill {
@@ -124,6 +148,32 @@ export interface VlanTag {
   vid: number;
 }
 
+/** Which tunnel of a shared device. */
+export interface TunnelEnds {
+  /** The far end. */
+  remote: string;
+  local: string;
+  /** VNI, key or interface id; null for a GRE header without a key. */
+  id: number | null;
+}
+
+/** What a last hop's requests show, and how replies leave by it. */
+export interface LastHopPlace {
+  /** Null where there is no link layer. */
+  mac: string | null;
+  interface: string;
+  tags: VlanTag[];
+  tunnel: TunnelEnds | null;
+  /** Of MPLS, outer first. */
+  labels: number[];
+  /** Came by an IPsec policy without an interface of its own. */
+  ipsec: boolean;
+  /** `stack`: replies go by the host's own routing. */
+  via: Via;
+  /** Of the replies that do; null for none. */
+  mark: number | null;
+}
+
 /** A five-tuple as the user gives it: the remote side first. */
 export interface Tuple {
   protocol: Protocol;
@@ -148,7 +198,7 @@ export interface FlowEntry {
   state: string;
   origin: "remote" | "local";
   flags: string[];
-  last_hop: { index: number; generation: number; mac: string; interface: string; tags: VlanTag[] } | null;
+  last_hop: ({ index: number; generation: number } & LastHopPlace) | null;
   /** The record that the flow names is gone or was reused: its packets pass. */
   stale: boolean;
   vm_mac: string | null;
@@ -165,13 +215,12 @@ export interface FlowFilter {
   limit?: number;
 }
 
-export interface LastHopEntry {
+export interface LastHopEntry extends LastHopPlace {
   index: number;
   generation: number;
-  mac: string;
-  interface: string;
   ifindex: number;
-  tags: VlanTag[];
+  /** The far end of the VXLAN tunnel that it is behind, by the forwarding table; null: none is known. */
+  vtep: string | null;
   /** `up`, or what the operator or the controller made of it; `gone`: its interface no longer exists. */
   state: "up" | "route" | "drop" | "alias" | "gone";
   origin: "learned" | "manual" | "config";
@@ -207,6 +256,8 @@ export interface ProbeSpec {
 export interface DeviceSpec {
   macs?: readonly string[];
   addresses?: readonly string[];
+  /** The far ends of VXLAN tunnels that it is behind. */
+  vteps?: readonly string[];
   /** Name or pattern of its uplinks; null: all of its zone. */
   interface?: string | null;
   /** Outer first. */
@@ -230,12 +281,23 @@ export interface DeviceEntry extends Required<Omit<DeviceSpec, "addresses" | "pr
   flaps: number;
   /** With the MAC that each has at present. */
   addresses: { address: string; mac: string | null }[];
+  /** What the forwarding tables of its VXLAN uplinks have behind its VTEPs. */
+  vtep_macs: VtepMacEntry[];
   flows: number;
   request_packets: number;
   request_bytes: number;
   reply_packets: number;
   reply_bytes: number;
   relearns: number;
+}
+
+export interface VtepMacEntry {
+  mac: string;
+  vtep: string;
+  /** The uplink. */
+  interface: string;
+  /** Of a device with several. */
+  vni: number | null;
 }
 
 export interface DeviceDetails extends DeviceEntry {
@@ -258,7 +320,7 @@ export interface VerdictCount {
   ifindex: number;
   role: Role | null;
   reason: string;
-  verdict: "pass" | "redirect" | "drop";
+  verdict: VerdictName;
   packets: number;
   bytes: number;
 }
@@ -290,11 +352,13 @@ export interface TraceEvent {
   hook: Hook;
   interface: string;
   direction: "request" | "reply";
-  verdict: "pass" | "redirect" | "drop";
+  verdict: VerdictName;
   reason: string;
   explanation: string;
   mac_before: string;
-  mac_after: string;
+  /** Null if it leaves without a link layer. */
+  mac_after: string | null;
+  /** Null if it does not leave straight by one. */
   interface_after: string | null;
   flow_state: string | null;
   tcp_flags: string | null;
@@ -310,7 +374,7 @@ export interface Explanation {
   host: "bridged" | "routed" | "unknown";
   /** The host's own route lookup towards the remote side; null where the guest decides. */
   route: { interface: string; gateway: string | null; mac: string | null; source: string | null } | null;
-  verdict: "pass" | "redirect" | "drop";
+  verdict: VerdictName;
   reason: string;
   conclusion: string;
   notes: string[];
@@ -348,7 +412,65 @@ export interface ConfigCheck {
     uplinks: string[];
     taps: string[];
     devices: string[];
+    tunnels: string[];
     /** Where it listens; null for nowhere. */
     metrics: string | null;
   } | null;
+}
+
+export type TunnelTypeName = "vxlan" | "nvgre" | "gre" | "ipip" | "mpls";
+
+/** `incomplete`: packets that arrive are not led there; the next reconciliation does that. */
+export type TunnelState =
+  | "ok"
+  | "interface_gone"
+  | "interface_down"
+  | "underlay_gone"
+  | "underlay_down"
+  | "program_gone"
+  | "incomplete";
+
+export interface TunnelEntry {
+  name: string;
+  type: TunnelTypeName;
+  /** Who encapsulates: an interface of the kernel's driver, or lasthop's own programs. */
+  encapsulation: "device" | "builtin";
+  ifindex: number;
+  local: string | null;
+  remote: string | null;
+  /** VNI, VSID or key. */
+  id: number | null;
+  port: number | null;
+  /** Outer first. */
+  labels: { request: number[]; reply: number[] } | null;
+  underlay: string | null;
+  mtu: number;
+  state: TunnelState;
+  /** Received by the tunnel from its other end. Bytes are those of the inner packets. */
+  received_packets: number;
+  received_bytes: number;
+  sent_packets: number;
+  sent_bytes: number;
+  received_errors: number;
+  sent_errors: number;
+}
+
+export interface TunnelDetails extends TunnelEntry {
+  /** Of its interface, as `ip -d link` shows it; null if that is gone. */
+  kind: string | null;
+  /** False: it was there already, and stays when the configuration no longer has it. */
+  made_by_lasthop: boolean;
+  mac: string | null;
+  ttl: number;
+  tos: number;
+  ttl_model: "uniform" | "pipe" | null;
+  next_hop: string | null;
+  /** The other end of its pair. */
+  hidden_interface: string | null;
+  programs: {
+    program: string;
+    interface: string;
+    hook: "tcx" | "clsact" | null;
+    program_id: number | null;
+  }[];
 }

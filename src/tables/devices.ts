@@ -54,6 +54,11 @@ export function deviceAddresses(device: Device): DeviceAddress[] {
   return device.addresses.filter(({ octets }) => !isZero(octets));
 }
 
+/** As 16 bytes each, IPv4 mapped. */
+export function deviceVteps(device: Device): Buffer[] {
+  return device.vteps.map(({ octets }) => octets).filter((vtep) => !isZero(vtep));
+}
+
 /** Null: each MAC is answered itself. */
 export function replyMac(device: Device): Buffer | null {
   return isZero(device.reply_mac.octets) ? null : device.reply_mac.octets;
@@ -70,6 +75,15 @@ export function deviceMacs(device: Device): Buffer[] {
     unique.set(mac.toString("hex"), mac);
   }
   return [...unique.values()];
+}
+
+/**
+ * It has no address of its own: it is whoever is at the other end of its interfaces, those of them that have no link
+ * layer.
+ */
+export function isFarEnd(device: Device): boolean {
+  const given = givenMacs(device).length + deviceAddresses(device).length;
+  return device.interface !== "" && given === 0 && device.vteps.every(({ octets }) => isZero(octets));
 }
 
 export interface NamedDevice {

@@ -8,6 +8,7 @@ import { LastHopTables } from "./lastHops.ts";
 import type { TableSource } from "./source.ts";
 import { StructTable } from "./structTable.ts";
 import { SweepTables } from "./sweep.ts";
+import { TunnelTables } from "./tunnels.ts";
 import { VerdictTable } from "./verdicts.ts";
 
 export * from "./devices.ts";
@@ -16,6 +17,7 @@ export * from "./interfaces.ts";
 export * from "./lastHops.ts";
 export type * from "./source.ts";
 export * from "./sweep.ts";
+export * from "./tunnels.ts";
 
 /** Every table of an instance. */
 export class Tables {
@@ -41,7 +43,10 @@ export class Tables {
   readonly devices: StructTable<"device_key", "device">;
   /** Zone → its number in zone_reports. */
   readonly zones: StructTable<"u32", "u32">;
+  /** Label stack of a request → mark of its replies. */
+  readonly labelStacks: StructTable<"label_stack", "u32">;
   readonly identity: StructTable<"u32", "identity">;
+  readonly tunnels: TunnelTables;
 
   constructor(source: TableSource) {
     this.flows = new FlowTables(source);
@@ -59,6 +64,8 @@ export class Tables {
     this.exclusions = new StructTable(source, "exclusions", "u32", "exclusions");
     this.devices = new StructTable(source, "devices", "device_key", "device");
     this.zones = new StructTable(source, "zones", "u32", "u32");
+    this.labelStacks = new StructTable(source, "label_stacks", "label_stack", "u32");
     this.identity = new StructTable(source, "identity", "u32", "identity");
+    this.tunnels = new TunnelTables(source);
   }
 }

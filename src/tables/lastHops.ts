@@ -65,7 +65,7 @@ export class LastHopTables {
     if (alias === undefined || generation === 0 || alias >>> LAST_HOP_INDEX_BITS !== generation)
       return { state: "stale" };
     const record = this.records.get(index);
-    if (record?.kind !== LAST_HOP_KIND.ETHERNET) return { state: "stale" };
+    if (!record || record.kind === LAST_HOP_KIND.NONE) return { state: "stale" };
     return { ...aliasState(index, alias), index, generation, record };
   }
 
@@ -88,7 +88,7 @@ export class LastHopTables {
     const index = this.#take();
     if (index === undefined) return undefined;
     const generation = nextGeneration(this.records.get(index)!.generation);
-    this.records.set(index, { ...record, kind: LAST_HOP_KIND.ETHERNET, generation });
+    this.records.set(index, { kind: LAST_HOP_KIND.ETHERNET, ...record, generation });
     this.setAlias(index, generation, index);
     return { index, generation };
   }

@@ -174,7 +174,7 @@ describe("an interface that cannot be attached", () => {
   test("is told apart from one that can", () => {
     expect(why({})).toBeNull();
     expect(why({ flags: { up: true, running: true, loopback: true } })?.why).toContain("loopback");
-    expect(why({ kind: "bridge" })?.hint).toContain("ip -brief link show master tap0");
+    expect(why({ kind: "vrf" })?.hint).toContain("ip -brief link show vrf tap0");
     expect(why({ ethernet: false })?.why).toContain("Ethernet");
   });
 

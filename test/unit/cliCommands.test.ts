@@ -77,6 +77,46 @@ describe("attach", () => {
       zone: 65_535,
       policy: "observe",
     });
+    await run("attach gre1 --role uplink --mtu 1400 --no-clamp-mss --via stack --mark 0x10");
+    expect(attach).toHaveBeenLastCalledWith(context, {
+      interface: "gre1",
+      role: "uplink",
+      mtu: 1400,
+      clamp_mss: false,
+      via: "stack",
+      mark: 16,
+    });
+    await run("attach gre1 --role uplink --mtu auto --clamp-mss --mark 4294967295");
+    expect(attach).toHaveBeenLastCalledWith(context, {
+      interface: "gre1",
+      role: "uplink",
+      mtu: "auto",
+      clamp_mss: true,
+      mark: 4_294_967_295,
+    });
+  });
+
+  test.each([
+    ["--mtu 67", "--mtu"],
+    ["--mtu 65536", "--mtu"],
+    ["--mtu auto1", "--mtu"],
+    ["--mark 0x100000000", "--mark"],
+    ["--mark -1", "--mark"],
+    ["--mark 1.5", "--mark"],
+    ["--via road", "--via"],
+    ["--clamp-mss --no-clamp-mss", "--no-clamp-mss"],
+  ])("refuses %s", async (flags, named) => {
+    const { status, stderr } = await run(`attach gre1 --role uplink ${flags}`);
+    expect(status).toBe(2);
+    expect(stderr).toContain(named);
+  });
+
+  test("says how replies leave, where that is not as by default", async () => {
+    const way = { mtu: 1400, clamp_mss: false, via: "stack", mark: 16 } as const;
+    vi.mocked(attach).mockResolvedValue({ ...result, ...way, actions: [] });
+    expect((await run("attach eth0 --role uplink")).stdout).toBe(
+      "nothing to change\neth0: uplink by tcx, zone 7, MTU 1400, MSS left alone, replies by the host's routing, mark 0x10\n",
+    );
   });
 
   test("says what was done", async () => {
@@ -183,9 +223,9 @@ describe("status", () => {
     expect((await run("status")).stdout).toMatchInlineSnapshot(`
       "tables in /sys/fs/bpf/lasthop/v1-01234567, ABI v1-01234567
 
-      INTERFACE  ROLE    HOOK        ZONE  POLICY   PROGRAM  OTHERS  STATE
-      eth0       uplink  xdp_native     0  -             40  -       ok
-      vnet3      tap     tcx         1000  observe        -  7,9     program gone
+      INTERFACE  ROLE    HOOK        ZONE  POLICY    MTU  PROGRAM  OTHERS  STATE
+      eth0       uplink  xdp_native     0  -        1500       40  -       ok
+      vnet3      tap     tcx         1000  observe     -        -  7,9     program gone
 
       PROGRAM    ID  MEMORY  RUNS
       learn_xdp  40  16 KiB   123
@@ -356,6 +396,15 @@ describe("explain", () => {
     expect(stdout).toMatch(/^learned: +nothing$/m);
     expect(stdout).toMatch(/^route lookup: +the guest decides$/m);
   });
+});
+
+test("last-hops list has columns for what is more than a MAC only if there is such a last hop", async () => {
+  const more = { mac: null, tunnel: { remote: "192.0.2.2", local: "192.0.2.1", id: 7 }, tags: [] };
+  vi.mocked(listLastHops).mockReturnValue([LAST_HOP, { ...LAST_HOP, ...more, interface: "gre0" }]);
+  const [head, first, second] = (await run("last-hops list")).stdout.split("\n");
+  expect(head).toMatch(/^INDEX {2}MAC +INTERFACE {2}VLAN {2}TUNNEL +STATE/);
+  expect(first).toMatch(/ eth0 +10 +- +up/);
+  expect(second).toMatch(/^ +1 {2}- +gre0 +- +192\.0\.2\.2 id 7 +up/);
 });
 
 describe("trace", () => {

@@ -3,7 +3,7 @@
 
 import { PassThrough, Writable } from "node:stream";
 import { describe, expect, test } from "vitest";
-import { flowEnds, lastHopText, tags } from "../../src/cli/flowText.ts";
+import { flowEnds, lastHopText, placeText, tags } from "../../src/cli/flowText.ts";
 import { age, bytes, duration, percent, plural } from "../../src/cli/format.ts";
 import { ChunkedWriter, OutputClosed, streamOutput } from "../../src/cli/output.ts";
 import { displayWidth, printable, TableLayout, table } from "../../src/cli/table.ts";
@@ -121,6 +121,19 @@ describe("flows", () => {
       ],
     };
     expect(lastHopText(flowEntry({ last_hop: tagged }))).toBe("02:00:00:00:0a:01 eth0 vlan ad 100 > 7");
+    const plain = flowEntry().last_hop!;
+    const tunnel = { remote: "192.0.2.2", local: "192.0.2.1", id: 100 };
+    const places: [Partial<typeof plain>, string][] = [
+      [{ mac: null, interface: "gre1" }, "gre1"],
+      [{ interface: "vxlan0", tunnel }, "02:00:00:00:0a:01 vxlan0 tunnel 192.0.2.2 id 100"],
+      [{ mac: null, interface: "gre0", tunnel: { ...tunnel, id: null } }, "gre0 tunnel 192.0.2.2"],
+      [
+        { labels: [100, 200], via: "stack", mark: 17 },
+        "02:00:00:00:0a:01 eth0 labels 100/200 via stack mark 0x11",
+      ],
+      [{ ipsec: true, via: "stack" }, "02:00:00:00:0a:01 eth0 ipsec via stack"],
+    ];
+    for (const [more, text] of places) expect(placeText({ ...plain, ...more })).toBe(text);
     expect(lastHopText(flowEntry({ stale: true }))).toBe("02:00:00:00:0a:01 eth0 (stale)");
     expect(lastHopText(flowEntry({ last_hop: null, origin: "local" }))).toBe("(own route)");
     expect(lastHopText(flowEntry({ last_hop: null }))).toBe("-");

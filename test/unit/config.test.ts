@@ -124,6 +124,8 @@ describe("a good configuration", () => {
       uplinks: [],
       taps: [],
       devices: [],
+      tunnels: [],
+      mpls: { label_stacks: [] },
       relearn_damping_seconds: 1,
       timeouts: { syn: 30, tcp: 7200, closed: 10, udp: 60, udp_provisional: 5, icmp: 10, sctp: 3600 },
       tables: { flows4: 1_048_576, flows6: 1_048_576, embryos4: 65_536, embryos6: 65_536 },

@@ -42,6 +42,7 @@ zones:    default 0, red 1, blue 2
 uplinks:  eth0, eth1
 taps:     domain red-web, domain red-db, blue-*
 devices:  firewall-red, firewall-blue
+tunnels:  none
 metrics:  127.0.0.1:9469
 `,
     });
@@ -59,6 +60,7 @@ metrics:  127.0.0.1:9469
         uplinks: ["eth0", "eth1"],
         taps: ["domain red-web", "domain red-db", "blue-*"],
         devices: ["firewall-red", "firewall-blue"],
+        tunnels: [],
         metrics: "127.0.0.1:9469",
       },
     });
@@ -68,7 +70,7 @@ metrics:  127.0.0.1:9469
     const file = join(directory, "some.yaml");
     writeFileSync(file, "metrics: {enabled: false}\n");
     expect((await runCli(["config", "check", file])).stdout).toBe(
-      `${file} is right\nzones:    default 0\nuplinks:  none\ntaps:     none\ndevices:  none\nmetrics:  none\n`,
+      `${file} is right\nzones:    default 0\nuplinks:  none\ntaps:     none\ndevices:  none\ntunnels:  none\nmetrics:  none\n`,
     );
     const taps = Array.from({ length: 15 }, (_, index) => `{name: v${index}}`);
     writeFileSync(file, `taps: [${taps.join(", ")}]\n`);

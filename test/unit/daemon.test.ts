@@ -110,6 +110,7 @@ class Bench {
             devicesChanged: () => this.#note("devices"),
             neighbourChanged: () => this.#note("neighbour"),
             linkChanged: () => this.#note("link"),
+            vxlanChanged: () => this.#note("vxlan"),
           },
           checkPins: async () => this.pinsInOrder,
           changed: () => this.#note("changed"),

@@ -172,7 +172,7 @@ describe("an interface that cannot be attached", () => {
       /loopback/,
     ],
     ["a bond's slave", link(41, "eth1", { master: 40, masterKind: "bond" }), "uplinks", /slave of bond0/],
-    ["a bridge", link(42, "br0", { kind: "bridge" }), "uplinks", /bridge/],
+    ["a bridge", link(42, "br0", { kind: "bridge" }), "taps", /bridge/],
     ["a tun without Ethernet", link(43, "tun0", { kind: "tun", ethernet: false }), "taps", /Ethernet/],
     ["a macvtap", link(44, "macvtap0", { kind: "macvtap" }), "taps", /macvtap/],
   ];
@@ -206,7 +206,7 @@ test("status files of libvirt that cannot be read are told where a domain is ask
 });
 
 describe("settings", () => {
-  const { LEARN_DEVICES, RELEARN_NEVER, PICKUP_NO, EXCLUDES } = INTERFACE_FLAG;
+  const { LEARN_DEVICES, RELEARN_NEVER, PICKUP_NO, EXCLUDES, CLAMP_MSS, VIA_STACK } = INTERFACE_FLAG;
 
   test("of an uplink", () => {
     const text = `
@@ -219,12 +219,21 @@ describe("settings", () => {
         role: "uplink",
         mode: "generic",
         zone: 7,
-        flags: LEARN_DEVICES | RELEARN_NEVER | PICKUP_NO,
+        flags: LEARN_DEVICES | RELEARN_NEVER | PICKUP_NO | CLAMP_MSS,
         lastHopsMax: 9,
+        mtu: null,
+        mark: 0,
         origin: ORIGIN.CONFIG,
         config: "uplinks[0]",
         configIndex: 0,
       }),
+    ]);
+  });
+
+  test("of the way back by an uplink", () => {
+    const way = "{name: eth0, mtu: 1400, clamp_mss: false, via: stack, mark: 0x10}";
+    expect(desired(`uplinks: [${way}]`, ALL).interfaces).toMatchObject([
+      { flags: VIA_STACK, mtu: 1400, mark: 16 },
     ]);
   });
 

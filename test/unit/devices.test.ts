@@ -20,6 +20,7 @@ const CONFIG: DeviceConfig = {
   zone: "default",
   macs: ["02:00:00:00:0f:01", "02-00-00-00-0F-02"],
   addresses: ["192.0.2.1", "2001:db8::1"],
+  vteps: ["192.0.2.9", "2001:db8::9"],
   interface: "eth*",
   vlans: [100, 7],
   reply_mac: "00:00:5e:00:01:0a",
@@ -48,6 +49,7 @@ it("a configured device becomes an entry with all that it says", () => {
   expect(specOf(entry)).toEqual({
     macs: ["02:00:00:00:0f:01", "02:00:00:00:0f:02"],
     addresses: ["192.0.2.1", "2001:db8::1"],
+    vteps: ["192.0.2.9", "2001:db8::9"],
     interface: "eth*",
     vlans: [100, 7],
     zone: 9,
@@ -114,6 +116,7 @@ describe("two entries", () => {
   it.each<[what: string, change: Partial<DeviceConfig>]>([
     ["MAC", { macs: ["02:00:00:00:0f:07"] }],
     ["address", { addresses: ["192.0.2.7"] }],
+    ["VTEP", { vteps: ["192.0.2.9"] }],
     ["interface", { interface: "eth0" }],
     ["VLAN", { vlans: [1] }],
     ["on_down", { on_down: "route" }],
@@ -178,6 +181,38 @@ describe("beside another device", () => {
       { addresses: ["192.0.2.1"], zone: 1 },
       { addresses: ["192.0.2.1"] },
       null,
+    ],
+    [
+      "the same VTEP",
+      { vteps: ["192.0.2.9"] },
+      { vteps: ["::ffff:192.0.2.9"] },
+      /VTEP 192\.0\.2\.9 is the device other's/,
+    ],
+    [
+      "the same VTEP, of IPv6",
+      { vteps: ["2001:db8::9"] },
+      { vteps: ["2001:db8:0::9"] },
+      /2001:db8::9 is the device other's/,
+    ],
+    [
+      "the same VTEP on other uplinks",
+      { vteps: ["192.0.2.9"], interface: "vxlan1" },
+      { vteps: ["192.0.2.9"], interface: "vxlan2" },
+      null,
+    ],
+    ["the same VTEP in other zones", { vteps: ["192.0.2.9"], zone: 1 }, { vteps: ["192.0.2.9"] }, null],
+    [
+      "the same VTEP with other tags within",
+      { vteps: ["192.0.2.9"], vlans: [1] },
+      { vteps: ["192.0.2.9"] },
+      /other's/,
+    ],
+    ["another's address as its VTEP", { vteps: ["192.0.2.1"] }, { addresses: ["192.0.2.1"] }, null],
+    [
+      "one VTEP twice",
+      { vteps: ["192.0.2.9", "192.0.2.9"] },
+      { macs: [OTHER] },
+      /192\.0\.2\.9 is given twice/,
     ],
     ["that one as its peer", { macs: [MAC], on_down: "peer:other" }, { macs: [OTHER] }, null],
     [

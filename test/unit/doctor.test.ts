@@ -27,6 +27,8 @@ import {
 import { clockSourceCheck, limitsCheck, lockdownCheck } from "../../src/ops/doctor/system.ts";
 import type { InterfaceEntry } from "../../src/tables/index.ts";
 
+/** Without a link layer. */
+const BARE: Partial<Link> = { ethernet: false, bareIp: true, mac: null };
 const LINK: Link = {
   ifindex: 7,
   name: "if7",
@@ -62,6 +64,14 @@ describe("kinds of interfaces", () => {
     ["a macvlan as uplink", { kind: "macvlan", lower: 9 }, "uplink"],
     ["a macvlan in some role", { kind: "macvlan", lower: 9 }, undefined],
     ["a netkit in mode l2", { kind: "netkit" }, "tap"],
+    ["a bridge", { kind: "bridge" }, "uplink"],
+    ["a VXLAN device", { kind: "vxlan" }, "uplink"],
+    ["a shared VXLAN device", { kind: "vxlan", external: true }, "uplink"],
+    ["a tun", { ...BARE, kind: "tun" }, "uplink"],
+    ["a GRE", { ...BARE, kind: "gre" }, "uplink"],
+    ["an XFRM interface", { ...BARE, kind: "xfrm" }, "uplink"],
+    ["a WireGuard in some role", { ...BARE, kind: "wireguard" }, undefined],
+    ["an ipvlan in mode l2", { kind: "ipvlan", lower: 9 }, "uplink"],
   ])("%s can be attached", (_, more, role) => {
     expect(whyNotAttachable(links, link(more), role)).toBeNull();
   });
@@ -76,8 +86,16 @@ describe("kinds of interfaces", () => {
       "it is a slave of its bond",
     ],
     ["a port of a team", { master: 9, masterKind: "team" }, "uplink", "it is a slave of eth9"],
-    ["a tun", { kind: "tun", ethernet: false, mac: null }, "tap", "no Ethernet header"],
-    ["a bridge", { kind: "bridge" }, "uplink", "it is a bridge"],
+    ["a tun as tap", { ...BARE, kind: "tun" }, "tap", "no Ethernet header"],
+    ["a bridge as tap", { kind: "bridge" }, "tap", "it is a bridge"],
+    ["a VRF", { kind: "vrf" }, undefined, "it is a VRF"],
+    ["an ifb", { kind: "ifb" }, "uplink", "comes in by another interface"],
+    ["a dummy", { kind: "dummy" }, "uplink", "nothing ever comes in"],
+    ["what is neither Ethernet nor IP", { ethernet: false, mac: null }, "uplink", "neither with an Ethernet"],
+    ["a GRE without a remote", { ...BARE, kind: "gre", anyRemote: true }, "uplink", "without a remote end"],
+    ["a shared ERSPAN", { kind: "erspan", external: true }, "uplink", "shared ERSPAN"],
+    ["an ipvlan in mode l3", { kind: "ipvlan", lower: 9, routesItself: true }, "uplink", "mode l3"],
+    ["a WireGuard as tap", { ...BARE, kind: "wireguard" }, "tap", "no Ethernet header"],
     ["Open vSwitch's own", { kind: "openvswitch", name: "ovs-system" }, "uplink", "Open vSwitch's own"],
     ["a macvtap", { kind: "macvtap", lower: 9 }, "tap", "it is a macvtap"],
     ["a macvtap as uplink", { kind: "macvtap", lower: 9 }, "uplink", "leaves by the interface below"],

@@ -297,7 +297,8 @@ it("a VLAN interface says which tag it has, so that a tagged device is looked fo
 
   const tagged = whole(entryOf({ addresses: ["192.0.2.1"], vlans: [100] }, undefined));
   const uplink = { ifindex: 7, name: "eth0", slot: 1, zone: 0, l3Ifindex: 7, hostMac: Buffer.alloc(6) };
-  const uplinks: Uplink[] = [{ ...uplink, usable: true, devicesOnly: false }];
+  const plain = { bare: false, shared: false, way: { flags: 0, mark: 0, labelStacks: new Map() } };
+  const uplinks: Uplink[] = [{ ...uplink, ...plain, usable: true, devicesOnly: false }];
   const links = [
     { ...link("vlan"), ifindex: 20 },
     { ...link("vlan"), ifindex: 21, vlanId: 101 },

@@ -9,6 +9,8 @@ const NIC: HookFacts = {
   name: "eth0",
   role: "uplink",
   kind: null,
+  ethernet: true,
+  external: false,
   hardware: true,
   xdp: null,
   ownXdpProgramId: null,
@@ -29,6 +31,8 @@ describe("auto chooses", () => {
     ["TC where that is not known", { vlanStripping: null }, "tcx", /does not say/],
     ["TC for a tap that is hardware", { role: "tap" }, "tcx", /tap/],
     ["clsact on an older kernel", { hardware: false, tcx: false }, "clsact", /not hardware/],
+    ["TC without a link layer", { hardware: false, ethernet: false, kind: "gre" }, "tcx", /gre/],
+    ["TC on a shared tunnel device", { hardware: false, external: true, kind: "vxlan" }, "tcx", /vxlan/],
     ["clsact for a tap there", { role: "tap", tcx: false }, "clsact", /tap/],
   ];
   test.each(rows)("%s", (_, facts, hook, reason) => {
@@ -79,6 +83,22 @@ describe("refused", () => {
       "strips",
       "ethtool -K eth0 rx-vlan-hw-parse off",
     ],
+    [
+      "native",
+      { ethernet: false, hardware: false, kind: "gre" },
+      "E_MODE",
+      "no Ethernet header",
+      "--mode tc",
+    ],
+    [
+      "generic",
+      { ethernet: false, hardware: false, kind: "tun" },
+      "E_MODE",
+      "no Ethernet header",
+      "--mode tc",
+    ],
+    ["generic", { external: true, hardware: false, kind: "vxlan" }, "E_MODE", "many tunnels", "--mode tc"],
+    ["native", { hardware: false, kind: "vlan" }, "E_MODE", "a vlan has no native XDP", "--mode tc"],
   ];
   test.each(rows)("%s with %o", (mode, facts, code, message, hint) => {
     const refusal = (): unknown => decideHook({ ...NIC, ...facts }, mode);

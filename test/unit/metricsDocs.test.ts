@@ -4,7 +4,7 @@
 import { readFileSync } from "node:fs";
 import { beforeAll, describe, expect, test } from "vitest";
 import { parse } from "yaml";
-import { REASONS, TABLE, ZONES_MAX } from "../../src/abi/layout.gen.ts";
+import { REASONS, TABLE, VERDICT, ZONES_MAX } from "../../src/abi/layout.gen.ts";
 import { DaemonMetrics, renderMetrics } from "../../src/metrics/index.ts";
 import { REASONS_FROM_THE_START } from "../../src/metrics/interfaces.ts";
 import { callAll, filledTables, type ParsedFamily, parseMetrics } from "../support/metricsTables.ts";
@@ -72,6 +72,7 @@ describe("docs/metrics.md", () => {
     );
     expect(most).toMatchObject({
       reason: String(REASONS),
+      verdict: String(Object.keys(VERDICT).length),
       zone: ZONES_MAX.toLocaleString("en"),
       table: String(rendered.get("lasthop_table_size")!.series.size),
     });

@@ -223,10 +223,19 @@ describe("what follows from events", () => {
   test("an address that is new or went, but not one whose lifetime was renewed", () => {
     const address: Address = { ifindex: 3, family: 6, address: "2001:db8::1", prefixLength: 64 };
     const view = new HostView();
-    expect(view.consequences({ kind: "address", gone: false, address })).toEqual({ addresses: true });
+    expect(view.consequences({ kind: "address", gone: false, address })).toEqual({
+      addresses: true,
+      reconcile: true,
+    });
     expect(view.consequences({ kind: "address", gone: false, address })).toEqual({});
-    expect(view.consequences({ kind: "address", gone: true, address })).toEqual({ addresses: true });
-    expect(view.consequences({ kind: "address", gone: false, address })).toEqual({ addresses: true });
+    expect(view.consequences({ kind: "address", gone: true, address })).toEqual({
+      addresses: true,
+      reconcile: true,
+    });
+    expect(view.consequences({ kind: "address", gone: false, address })).toEqual({
+      addresses: true,
+      reconcile: true,
+    });
   });
 
   test("a neighbour is for the devices, never for the interfaces", () => {
@@ -279,6 +288,7 @@ describe("the watcher", () => {
       reconcile: () => calls.push("reconcile"),
       neighbourChanged: ({ address }) => calls.push(`neighbour ${address}`),
       linkChanged: ({ name }) => calls.push(`link ${name}`),
+      vxlanChanged: ({ mac }, gone) => calls.push(`vxlan ${mac}${gone ? " gone" : ""}`),
       addressesChanged: () => calls.push("addresses"),
       overrun: () => calls.push("overrun"),
       onError: (error) => calls.push(`error ${(error as Error).message}`),

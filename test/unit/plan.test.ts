@@ -2,7 +2,7 @@
 // Which actions lead from what is there to what is wanted: by table, and for random hosts and configurations.
 
 import { describe, expect, test } from "vitest";
-import { INTERFACE_FLAG, ORIGIN, ROLE } from "../../src/abi/layout.gen.ts";
+import { ENCAPSULATION_FLAG, INTERFACE_FLAG, LAST_HOP_KIND, ORIGIN, ROLE } from "../../src/abi/layout.gen.ts";
 import { prepare, settingsOf, takenSlots } from "../../src/controller/attachInterface.ts";
 import { desiredOf } from "../../src/controller/desired.ts";
 import { deviceFromConfig } from "../../src/controller/devices.ts";
@@ -302,11 +302,15 @@ describe("an uplink's last hops", () => {
   });
 
   test("are made anew when the host's MAC is another", () => {
-    const sources = [{ slot: 1, sourceMac: "02:00:00:00:00:98" }];
-    const { actions } = planFor(text, { ...there, ...lastHops(10, { sources }) });
-    expect(actions.map((action) => action.text)).toEqual(["up0: last hops with the host's present MAC"]);
+    const own = { slot: 1, sourceMac: Buffer.from("02000000000a", "hex"), ...ETHERNET };
+    const other = { ...own, sourceMac: Buffer.from("020000000098", "hex") };
+    expect(planFor(text, { ...there, ...lastHops(10, { sources: [own] }) }).actions).toEqual([]);
+    const { actions } = planFor(text, { ...there, ...lastHops(10, { sources: [own, other] }) });
+    expect(actions.map((action) => action.text)).toEqual(["up0: last hops with the present way back"]);
   });
 });
+
+const ETHERNET = { kind: LAST_HOP_KIND.ETHERNET, mark: 0, encapsulated: 0, labels: [] };
 
 describe("bridges", () => {
   const bridge = link(3, "br0", { kind: "bridge" });
@@ -499,5 +503,146 @@ describe("for random hosts and configurations", () => {
       const taps = after.interfaces.filter(({ entry }) => entry.role === ROLE.TAP && entry.l3_ifindex === 3);
       expect(taps.length, `taps of ${ifindex}`).toBeGreaterThan(0);
     }
+  });
+});
+
+describe("the way back of an uplink", () => {
+  const TUN = link(11, "gre1", { kind: "gre", ethernet: false, bareIp: true, mac: null, mtu: 1476 });
+  const VX = link(12, "vx0", { kind: "vxlan", external: true, mtu: 1450 });
+  const text = "{uplinks: [{name: gre1}, {name: vx0, mtu: 1400, via: stack, mark: 17}]}";
+  const { NO_LINK_LAYER, TUNNEL_KEY, CLAMP_MSS, VIA_STACK } = INTERFACE_FLAG;
+
+  test("is entered with what the host says of it", () => {
+    const there = applied(text, empty(host([TUN, VX])));
+    expect(byName(there, "gre1")).toMatchObject({ flags: NO_LINK_LAYER | CLAMP_MSS, mtu: 1476, mark: 0 });
+    expect(byName(there, "vx0")).toMatchObject({
+      flags: TUNNEL_KEY | CLAMP_MSS | VIA_STACK,
+      mtu: 1400,
+      mark: 17,
+    });
+    expect(planFor(text, there).actions).toEqual([]);
+  });
+
+  test("follows the interface's MTU, unless another is configured; then that", () => {
+    const there = applied(text, empty(host([TUN, VX])));
+    const narrower = onHost(
+      there,
+      host([
+        { ...TUN, mtu: 1300 },
+        { ...VX, mtu: 1300 },
+      ]),
+    );
+    expect(planFor(text, narrower).actions.map((action) => action.text)).toEqual([
+      "gre1: MTU 1300 instead of 1476",
+    ]);
+    const free = text.replace(" mtu: 1400,", "");
+    expect(planFor(free, there).actions.map((action) => action.text)).toEqual([
+      "vx0: MTU 1450 instead of 1400",
+    ]);
+  });
+
+  test("of one that was attached by hand stays as it was asked for", () => {
+    const observed = empty(host([VX]));
+    const asked = { ...settingsOf({}, "uplink"), mtu: 1400, mark: 3 };
+    const unit = prepare(observed, VX, asked, takenSlots(observed));
+    const there = carryOut(observed, [attachAction(unit)!]);
+    const later = onHost(there, host([{ ...VX, mtu: 1300 }]));
+    expect(told(planFor("{}", later).actions)).toEqual([]);
+    expect(settingsOf(later.interfaces[0]!, "uplink")).toMatchObject({
+      mtu: 1400,
+      mark: 3,
+      flags: CLAMP_MSS,
+    });
+  });
+
+  test("an entry of a version that knew none of it has the defaults", () => {
+    const there = attachedByHand(empty(host([UP])), "up0", "uplink");
+    const [item] = there.interfaces;
+    const old = { ...item!, entry: { ...item!.entry, flags: INTERFACE_FLAG.PICKUP_NO, mtu: 0 } };
+    const { actions } = planFor("{}", { ...there, interfaces: [old] });
+    expect(actions.map((action) => action.text)).toContain("up0: clamps the MSS, MTU 1500");
+  });
+
+  test("its last hops follow when it changes", () => {
+    const there = applied("{uplinks: [{name: up0}]}", empty(host([UP])));
+    const own = { slot: 1, sourceMac: Buffer.from("02000000000a", "hex"), ...ETHERNET };
+    const observed = { ...there, ...lastHops(10, { sources: [own] }) };
+    const { actions } = planFor("{uplinks: [{name: up0, via: stack, mark: 5}]}", observed);
+    expect(actions.map((action) => action.text)).toEqual([
+      "up0: replies by the host's routing, mark 0x5, last hops with the present way back",
+    ]);
+  });
+});
+
+describe("what is beneath an uplink", () => {
+  const VLAN = link(11, "up0.5", { kind: "vlan", lower: 10, vlanId: 5, vlanProtocol: 0x8100 });
+  const both = "{uplinks: [{name: up0}, {name: up0.5}]}";
+  const { LOWER } = INTERFACE_FLAG;
+
+  test("is known whichever comes first, and repaired when it goes or is in another zone", () => {
+    for (const text of [both, "{uplinks: [{name: up0.5}, {name: up0}]}"]) {
+      const there = applied(text, empty(host([UP, VLAN])));
+      expect(byName(there, "up0.5")).toMatchObject({
+        lower_ifindex: 10,
+        lower_tag: { proto: 0x8100, vid: 5 },
+      });
+      expect(byName(there, "up0.5")!.flags & LOWER).toBe(LOWER);
+      expect(byName(there, "up0")!.flags & LOWER).toBe(0);
+      expect(planFor(text, there).actions).toEqual([]);
+    }
+    const there = applied(both, empty(host([UP, VLAN])));
+    const alone = planFor("{uplinks: [{name: up0.5}]}", there);
+    expect(alone.actions.map((action) => action.text)).toEqual([
+      "up0.5: none beneath it is attached any more, uplinks[0] in the configuration now",
+      "up0: detach",
+    ]);
+    const apart = "{zones: {red: 7}, uplinks: [{name: up0, zone: red}, {name: up0.5}]}";
+    expect(planFor(apart, there).actions.map((action) => action.text)).toContain(
+      "up0.5: none beneath it is attached any more",
+    );
+  });
+
+  test("a bridge that is attached itself is no drift of its taps", () => {
+    const bridge = link(3, "br0", { kind: "bridge" });
+    const port = { ...TAP, master: 3, masterKind: "bridge" };
+    const text = "{uplinks: [{name: br0}], taps: [{name: vnet0}]}";
+    const there = applied(text, empty(host([bridge, port])));
+    expect(planFor(text, there).actions).toEqual([]);
+  });
+});
+
+describe("label stacks", () => {
+  const text = "mpls: {label_stacks: [{request: [100], mark: 1}, {request: [100, 200], mark: 2}]}";
+
+  test("are entered, changed and removed as one unit", () => {
+    const before = empty(host([]));
+    const { actions } = planFor(text, before);
+    expect(actions.find(({ kind }) => kind === "label-stacks")).toMatchObject({
+      text: "label stacks: 100 has mark 0x1, 100/200 has mark 0x2",
+      config: "mpls.label_stacks",
+    });
+    const there = carryOut(before, actions);
+    expect(planFor(text, there).actions).toEqual([]);
+    const other = planFor("mpls: {label_stacks: [{request: [100], mark: 3}]}", there);
+    expect(other.actions.map((action) => action.text)).toEqual([
+      "label stacks: 100 has mark 0x3, 100/200 removed",
+    ]);
+    expect(planFor("{}", there).actions).toHaveLength(1);
+  });
+
+  test("with another mark take their last hops along", () => {
+    const there = carryOut(applied("{uplinks: [{name: up0}]}", empty(host([UP]))), []);
+    const own = {
+      slot: 1,
+      sourceMac: Buffer.from("02000000000a", "hex"),
+      kind: LAST_HOP_KIND.STACK,
+      mark: 1,
+    };
+    const sources = [{ ...own, encapsulated: ENCAPSULATION_FLAG.LABELS, labels: [100, 0, 0, 0] }];
+    const observed = { ...there, ...lastHops(10, { sources }) };
+    const changed = "{uplinks: [{name: up0}], mpls: {label_stacks: [{request: [100], mark: 2}]}}";
+    expect(planFor(changed, observed).actions.map(({ kind }) => kind)).toEqual(["label-stacks", "change"]);
+    const same = changed.replace("mark: 2", "mark: 1");
+    expect(planFor(same, observed).actions.map(({ kind }) => kind)).toEqual(["label-stacks"]);
   });
 });

@@ -14,13 +14,15 @@ describe("reasons", () => {
     });
   }
 
-  it("only a tap redirects or drops", () => {
+  it("only a tap does anything else than pass", () => {
     const others = Object.values(REASON)
       .map(reasonOf)
       .filter(({ verdict }) => verdict !== "pass");
     expect(others.map(({ name, verdict }) => [name, verdict])).toEqual([
       ["redirect", "redirect"],
       ["device_drop", "drop"],
+      ["stack", "stack"],
+      ["too_big", "answer"],
     ]);
     for (const { roles } of others) expect(roles).toEqual(["tap"]);
   });

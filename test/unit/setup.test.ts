@@ -11,7 +11,7 @@ import { afterEach, describe, expect, test } from "vitest";
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const LIST = readFileSync(`${ROOT}scripts/packages.txt`, "utf8");
 const LINES = LIST.split("\n")
-  .map((line) => line.replace(/#.*/, "").trim())
+  .map((line) => line.replace(/[#?].*/, "").trim())
   .filter((line) => line !== "");
 
 const directories: string[] = [];
@@ -128,6 +128,28 @@ describe("set-up", () => {
     const foreign = setUp({ installed, without: ["apt-get"] });
     expect(foreign.status).toBe(1);
     expect(foreign.stderr).toMatch(/no apt-get.*tshark/s);
+  });
+
+  test("goes on without what only some tests need, and says so", () => {
+    const installed = firsts.filter((name) => name !== "qemu-system-x86" && name !== "zstd");
+    const { status, calls } = setUp({ installed });
+    expect([status, calls.at(-1)]).toEqual([
+      0,
+      "apt-get noninteractive install -y -q --no-install-recommends qemu-system-x86 zstd",
+    ]);
+    for (const machine of [{ failing: { "apt-get": 100 } }, { without: ["apt-get"] }]) {
+      const without = setUp({ installed, ...machine });
+      expect(without.status).toBe(0);
+      expect(without.stderr).toMatch(
+        /without qemu-system-x86 zstd tests that need it are skipped: .*apt-get/,
+      );
+    }
+    // What everything needs is asked for by itself.
+    const both = setUp({ installed: installed.filter((name) => name !== "tshark"), available: ["tshark"] });
+    expect(both.calls.slice(1)).toEqual([
+      "apt-get noninteractive install -y -q --no-install-recommends tshark",
+      "apt-get noninteractive install -y -q --no-install-recommends qemu-system-x86 zstd",
+    ]);
   });
 
   test("asks for a newer Node.js", () => {

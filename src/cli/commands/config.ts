@@ -70,6 +70,7 @@ function checkText({ file, problems, has }: ConfigCheck): string {
     uplinks: has.uplinks,
     taps: has.taps,
     devices: has.devices,
+    tunnels: has.tunnels,
     metrics: has.metrics === null ? [] : [has.metrics],
   };
   const lines = Object.entries(facts).map(([name, items]) => {

@@ -42,6 +42,12 @@ const specOptions = {
     describe: "IP addresses whose MAC is followed in the neighbour table",
     parse: items,
   },
+  vtep: {
+    value: "IP,…",
+    describe: "far ends of VXLAN tunnels: the MACs that the forwarding tables have there are its own",
+    parse: items,
+    many: true,
+  },
   interface: {
     value: "IFACE",
     describe: "uplinks where it is, a name or a pattern as 'eth*'; none: all of its zone",
@@ -78,6 +84,7 @@ const specOptions = {
 interface SpecArguments {
   mac: string[] | undefined;
   address: string[] | undefined;
+  vtep: string[] | undefined;
   interface: string | null | undefined;
   vlan: number[] | undefined;
   zone: number | undefined;
@@ -95,6 +102,7 @@ function specOf(args: SpecArguments): DeviceSpec {
   const given = {
     macs: args.mac,
     addresses: args.address,
+    vteps: args.vtep,
     interface: args.interface,
     vlans: args.vlan,
     zone: args.zone,
@@ -163,6 +171,10 @@ const addCommand = defineCommand({
     [
       "devices add pair --mac 02:00:00:00:0a:01,02:00:00:00:0a:02 --reply-mac 00:00:5e:00:01:0a",
       "a VRRP pair: whichever asks, replies go to the virtual MAC",
+    ],
+    [
+      "devices add fw-x --vtep 192.0.2.9 --interface vxlan0",
+      "a firewall behind a VXLAN tunnel: its MACs are found out",
     ],
     [
       "devices add lb --address 192.0.2.9 --probe tcp:443 --interval 2 --fall 3",
@@ -258,6 +270,7 @@ function devicesText(devices: readonly DeviceEntry[]): string {
       { title: "SINCE", right: true },
       { title: "MAC" },
       { title: "ADDRESS" },
+      { title: "VTEP", optional: true },
       { title: "INTERFACE" },
       { title: "ZONE", right: true },
       { title: "ON DOWN" },
@@ -273,6 +286,7 @@ function devicesText(devices: readonly DeviceEntry[]): string {
       device.changed_seconds_ago === null ? null : age(device.changed_seconds_ago),
       macsText(device),
       device.addresses.map(({ address }) => address).join(",") || null,
+      device.vteps.join(",") || null,
       device.interface,
       device.zone,
       device.on_down,
@@ -285,11 +299,17 @@ function devicesText(devices: readonly DeviceEntry[]): string {
   );
 }
 
+/** In a list; a VTEP may have thousands. */
+const MACS_SHOWN = 4;
+
 /** Where replies go: the reply MAC, else those that are known. */
 function macsText(device: DeviceEntry): string | null {
   if (device.reply_mac !== null) return device.reply_mac;
   const resolved = device.addresses.map(({ mac }) => mac).filter((mac) => mac !== null);
-  return [...new Set([...device.macs, ...resolved])].join(",") || null;
+  const behind = device.vtep_macs.map(({ mac }) => mac);
+  const all = [...new Set([...device.macs, ...resolved, ...behind])];
+  const more = all.length > MACS_SHOWN ? ` and ${all.length - MACS_SHOWN} more` : "";
+  return all.slice(0, MACS_SHOWN).join(",") + more || null;
 }
 
 function deviceText(device: DeviceDetails): string {
@@ -313,6 +333,7 @@ function deviceText(device: DeviceDetails): string {
       "address",
       addressText(device, address, mac),
     ]),
+    ...device.vteps.map((vtep): [string, string] => ["VTEP", vtepText(device, vtep)]),
   ];
   const facts = lines
     .filter(([, value]) => value !== null)
@@ -326,6 +347,15 @@ function addressText(device: DeviceDetails, address: string, mac: string | null)
     .map((neighbour) => `${neighbour.interface}: ${neighbour.mac ?? "no MAC"}, ${neighbour.state}`);
   const known = mac === null ? "not resolved" : `at ${mac}`;
   return `${address} ${known}${seen.length === 0 ? "" : ` (${seen.join("; ")})`}`;
+}
+
+function vtepText(device: DeviceDetails, vtep: string): string {
+  const behind = device.vtep_macs.filter((one) => one.vtep === vtep);
+  if (behind.length === 0) return `${vtep} no MAC is known behind it`;
+  const macs = behind.map(({ mac, interface: uplink, vni }) => {
+    return `${mac} on ${uplink}${vni === null ? "" : ` in VNI ${vni}`}`;
+  });
+  return `${vtep} ${macs.join("; ")}`;
 }
 
 function probeText({ probe }: DeviceEntry): string | null {

@@ -19,6 +19,7 @@ import { statusCommand } from "./status.ts";
 import { sweepCommand } from "./sweep.ts";
 import { tablesGroup, upgradeCommand } from "./tables.ts";
 import { traceCommand } from "./trace.ts";
+import { tunnelsGroup } from "./tunnels.ts";
 
 /** In the order of --help. */
 export const COMMANDS: readonly (Command | CommandGroup)[] = [
@@ -31,6 +32,7 @@ export const COMMANDS: readonly (Command | CommandGroup)[] = [
   flowsGroup,
   lastHopsGroup,
   devicesGroup,
+  tunnelsGroup,
   explainCommand,
   traceCommand,
   statsCommand,

@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import type { LastHopEntry } from "../../ops/types.ts";
+import { usageError } from "../arguments.ts";
 import { type CommandGroup, defineCommand, printResult } from "../command.ts";
-import { tags } from "../flowText.ts";
+import { labelsText, tags, tunnelText, viaText } from "../flowText.ts";
 import { age, bytes } from "../format.ts";
 import { table } from "../table.ts";
+
+function parseIndex(text: string): number {
+  if (/^\d{1,7}$/.test(text)) return Number(text);
+  throw usageError(`"${text}" is not the index of a last hop`, "`lasthop last-hops list` shows them.");
+}
 
 const listCommand = defineCommand({
   name: "list",
@@ -17,10 +23,23 @@ const listCommand = defineCommand({
   },
 });
 
+const showCommand = defineCommand({
+  name: "show",
+  describe: "Show one last hop",
+  examples: [["last-hops show 3", "by its index, as `last-hops list` has it"]],
+  words: { index: { describe: "index of the last hop" } },
+  async run(args, context) {
+    const index = parseIndex(args.index);
+    const { showLastHop } = await import("../../ops/lastHops.ts");
+    const entry = showLastHop(context.op, index);
+    await printResult(context, entry, () => lastHopsText([entry]));
+  },
+});
+
 export const lastHopsGroup: CommandGroup = {
   name: "last-hops",
   describe: "The devices' addresses that flows go back to",
-  commands: [listCommand],
+  commands: [listCommand, showCommand],
 };
 
 export function lastHopsText(entries: LastHopEntry[]): string {
@@ -31,6 +50,11 @@ export function lastHopsText(entries: LastHopEntry[]): string {
       { title: "MAC" },
       { title: "INTERFACE" },
       { title: "VLAN" },
+      { title: "VTEP", optional: true },
+      { title: "TUNNEL", optional: true },
+      { title: "LABELS", optional: true },
+      { title: "IPSEC", optional: true },
+      { title: "VIA", optional: true },
       { title: "STATE" },
       { title: "ORIGIN" },
       { title: "DEVICE" },
@@ -47,6 +71,11 @@ export function lastHopsText(entries: LastHopEntry[]): string {
       entry.mac,
       entry.interface,
       tags(entry.tags),
+      entry.vtep,
+      entry.tunnel && tunnelText(entry.tunnel),
+      entry.labels.length === 0 ? null : labelsText(entry.labels),
+      entry.ipsec ? "yes" : null,
+      viaText(entry),
       entry.state,
       entry.origin,
       entry.device,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import type { StatusReport } from "../../ops/types.ts";
+import type { InterfaceStatus, StatusReport } from "../../ops/types.ts";
 import { defineCommand, printResult } from "../command.ts";
+import { hexadecimal, viaText } from "../flowText.ts";
 import { age, bytes, duration, percent, plural } from "../format.ts";
 import { printable, table } from "../table.ts";
 
@@ -31,6 +32,10 @@ function interfaces(report: StatusReport): string {
       { title: "HOOK" },
       { title: "ZONE", right: true },
       { title: "POLICY" },
+      { title: "MTU", right: true, optional: true },
+      { title: "VIA", optional: true },
+      { title: "KIND", optional: true },
+      { title: "BENEATH", optional: true },
       { title: "PROGRAM", right: true },
       { title: "OTHERS" },
       { title: "STATE" },
@@ -41,11 +46,26 @@ function interfaces(report: StatusReport): string {
       item.hook,
       item.zone,
       item.role === "tap" ? item.policy : null,
+      item.mtu || null,
+      viaOf(item),
+      kindOf(item),
+      item.beneath.join(",") || null,
       item.program_id,
       item.foreign_program_ids.join(",") || null,
       item.state.replaceAll("_", " "),
     ]),
   );
+}
+
+/** Nothing for what is as by default. A mark without `stack` is that of IPsec. */
+function viaOf({ via, mark }: InterfaceStatus): string | null {
+  if (via === "stack") return viaText({ via, mark: mark || null });
+  return mark ? `mark ${hexadecimal(mark)}` : null;
+}
+
+function kindOf({ link_layer, shared_tunnel }: InterfaceStatus): string | null {
+  const words = [...(link_layer === "none" ? ["ip"] : []), ...(shared_tunnel ? ["shared"] : [])];
+  return words.join(" ") || null;
 }
 
 function programs(report: StatusReport): string {

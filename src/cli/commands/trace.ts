@@ -67,6 +67,9 @@ function eventText(event: TraceEvent, layout: TableLayout): string {
 }
 
 function destination(event: TraceEvent): string {
-  if (event.interface_after === null) return event.mac_before;
-  return `${event.mac_before} -> ${event.mac_after} ${event.interface_after}`;
+  const { mac_before: before, mac_after: after, interface_after: name } = event;
+  if (event.verdict === "stack") return `${before} -> the host`;
+  if (event.verdict === "answer") return `${before} -> the VM`;
+  if (name === null) return before;
+  return `${before} -> ${after === null ? name : `${after} ${name}`}`;
 }

@@ -14,15 +14,17 @@ import { isHeld } from "../../kernel/holder.ts";
 import { type Instance, openInstance, pinnedVersions, programIds } from "../../kernel/instance.ts";
 import type { Netlink } from "../../kernel/netlink.ts";
 import { isBpffs } from "../../kernel/pinRoot.ts";
-import { type Link, TC_PARENT_INGRESS } from "../../kernel/rtnetlink.ts";
-import { BpfProgram, isErrno, tcxQuery } from "../../libbpf/index.ts";
+import { type Link, TC_PARENT_EGRESS, TC_PARENT_INGRESS } from "../../kernel/rtnetlink.ts";
+import { TUNNEL_PROGRAMS } from "../../kernel/tunnelAttachment.ts";
+import { BpfProgram, type Direction, isErrno, tcxQuery } from "../../libbpf/index.ts";
 import { type InterfaceEntry, Tables } from "../../tables/index.ts";
 import { tableFills } from "../status.ts";
-import type { DoctorCheck, TableFill } from "../types.ts";
+import { tunnelEntries } from "../tunnels.ts";
+import type { DoctorCheck, TableFill, TunnelEntry } from "../types.ts";
 import { check, type Finding, fail, ok, warn } from "./finding.ts";
 
 /** Names of our programs on interfaces. */
-const OUR_PROGRAMS = ["learn_tc", "learn_xdp", "reply_tc"];
+const OUR_PROGRAMS: readonly string[] = ["learn_tc", "learn_xdp", "reply_tc", ...TUNNEL_PROGRAMS];
 const FULL = 0.9;
 /** The configuration's longest interval is a minute by default. */
 const SWEEP_AGE_SECONDS = 300;
@@ -62,6 +64,7 @@ export function instanceChecks(pinRoot: string, opened: Opened, netlink: Netlink
       check("bypass", () => bypassCheck(tables)),
     );
     if (netlink) checks.push(check("bridge ageing", () => ageingCheck(attached, netlink, held)));
+    if (netlink) checks.push(check("tunnels", () => tunnelsCheck(tunnelEntries(instance, netlink))));
   }
   if (netlink) checks.push(check("programs", () => programsCheck(pinRoot, instance, netlink)));
   return checks;
@@ -152,6 +155,16 @@ function ageingCheck(attached: readonly InterfaceEntry[], netlink: Netlink, held
   );
 }
 
+export function tunnelsCheck(tunnels: readonly Pick<TunnelEntry, "name" | "state">[]): Finding {
+  if (tunnels.length === 0) return ok("none");
+  const wrong = tunnels.filter(({ state }) => state !== "ok");
+  if (wrong.length === 0) return ok(`${tunnels.length}, in order`);
+  return warn(
+    wrong.map(({ name, state }) => `${name}: ${state.replaceAll("_", " ")}`).join(", "),
+    "`lasthop tunnels show NAME` says more; `lasthop apply`, or the daemon, puts right what is lasthop's.",
+  );
+}
+
 // Our programs on interfaces
 
 interface Stray {
@@ -213,18 +226,21 @@ function straysOn(netlink: Netlink, links: readonly Link[], own: ReadonlySet<num
 }
 
 function programsOn(netlink: Netlink, link: Link): number[] {
-  const filters = netlink.filters(link.ifindex, TC_PARENT_INGRESS);
+  const filters = [TC_PARENT_INGRESS, TC_PARENT_EGRESS].flatMap((parent) =>
+    netlink.filters(link.ifindex, parent),
+  );
   const xdp = link.xdp?.programId ?? null;
   return [
-    ...(tcxQueryIfThere(link.ifindex) ?? []),
+    ...(tcxQueryIfThere(link.ifindex, "ingress") ?? []),
+    ...(tcxQueryIfThere(link.ifindex, "egress") ?? []),
     ...filters.flatMap(({ programId }) => (programId === null ? [] : [programId])),
     ...(xdp === null ? [] : [xdp]),
   ];
 }
 
-function tcxQueryIfThere(ifindex: number): number[] | undefined {
+function tcxQueryIfThere(ifindex: number, direction: Direction): number[] | undefined {
   try {
-    return tcxQuery(ifindex, "ingress");
+    return tcxQuery(ifindex, direction);
   } catch (error) {
     if (isErrno(error, "ENODEV")) return undefined;
     throw error;

@@ -10,6 +10,7 @@ import type { Instance } from "../../kernel/instance.ts";
 import type { Netlink } from "../../kernel/netlink.ts";
 import { type Filter, type Link, TC_PARENT_INGRESS } from "../../kernel/rtnetlink.ts";
 import { usesTcx } from "../../kernel/tc.ts";
+import { tunnelProgramIds } from "../../kernel/tunnelAttachment.ts";
 import { tcxQuery } from "../../libbpf/index.ts";
 import type { DoctorReport } from "../types.ts";
 
@@ -49,13 +50,15 @@ function interfaceReport(
   const ours = attachments.find((attachment) => attachment.alive);
   const ownXdp = ours?.hook.startsWith("xdp") ? ours.programId : null;
   const stripping = vlanStripping(link.name);
-  const hardware = link.parentDevice !== null;
+  const hardware = link.parentDevice !== null && link.ethernet;
   const tcx = usesTcx(link.ifindex);
   const { hook, reason } = decideHook(
     {
       name: link.name,
       role: "uplink",
       kind: link.kind,
+      ethernet: link.ethernet,
+      external: link.external === true,
       hardware,
       xdp: link.xdp,
       ownXdpProgramId: ownXdp,
@@ -64,13 +67,15 @@ function interfaceReport(
     },
     "auto",
   );
+  const tunnels = instance ? tunnelProgramIds(instance) : new Map<number, string>();
+  const isForeign = (id: number | null): boolean => id === null || !tunnels.has(id);
   const place = {
     name: link.name,
     ours: ours?.programId ?? null,
     xdp: link.xdp?.programId && link.xdp.programId !== ownXdp ? link.xdp.programId : null,
-    tcx: tcxQuery(link.ifindex, "ingress") ?? [],
+    tcx: (tcxQuery(link.ifindex, "ingress") ?? []).filter(isForeign),
     // Where TC means TCX they all come after us.
-    filters: tcx ? [] : netlink.filters(link.ifindex, TC_PARENT_INGRESS).filter(({ handle }) => handle !== 0),
+    filters: tcx ? [] : foreignFilters(netlink, link.ifindex, isForeign),
   };
   return {
     interface: link.name,
@@ -84,6 +89,15 @@ function interfaceReport(
       ...hardwareNotes(link, hostNetns),
     ],
   };
+}
+
+function foreignFilters(
+  netlink: Netlink,
+  ifindex: number,
+  isForeign: (id: number | null) => boolean,
+): Filter[] {
+  const filters = netlink.filters(ifindex, TC_PARENT_INGRESS);
+  return filters.filter(({ handle, programId }) => handle !== 0 && isForeign(programId));
 }
 
 function strippingNotes({ name }: Link, stripping: readonly VlanStrippingFeature[] | null): string[] {

@@ -16,6 +16,7 @@ import type { Link } from "../../kernel/rtnetlink.ts";
 import type { InterfaceEntry } from "../../tables/index.ts";
 import type { DoctorCheck } from "../types.ts";
 import { check, type Finding, ok, warn, warnings } from "./finding.ts";
+import { routedUplinks } from "./ways.ts";
 
 /** rp_filter: the route back to the source must leave by the interface of arrival. */
 const STRICT = "1";
@@ -89,8 +90,13 @@ function rpFilterCheck(attached: readonly InterfaceEntry[]): Finding {
     return (own === STRICT || all === STRICT) && own !== "2" && all !== "2";
   });
   if (strict.length === 0) return ok("not strict");
+  const routed = routedUplinks({ attached }).filter(({ name }) => strict.includes(name));
+  const always =
+    routed.length === 0
+      ? ""
+      : `; what comes by ${routed.map(({ name }) => name).join(", ")} is always routed, so requests are lost there`;
   return warn(
-    `strict on ${strict.join(", ")}`,
+    `strict on ${strict.join(", ")}${always}`,
     "On a routed host it drops requests whose client is routed by another interface: " +
       `${strict.map((name) => `\`sysctl -w net.ipv4.conf.${name}.rp_filter=2\``).join(", ")}.`,
   );
