@@ -24,7 +24,7 @@ C_SOURCES    := $(BPF_SOURCES) $(BPF_HEADERS) $(TEST_SOURCES)
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what is missing: apt packages, Node.js packages
@@ -57,7 +57,11 @@ node_modules/.package-lock.json:
 	@scripts/setup.sh modules
 
 .PHONY: build-tests
-build-tests: build $(TEST_OBJECTS)
+build-tests: build $(TEST_OBJECTS) build/test/matrix/tun-relay
+
+build/test/matrix/tun-relay: test/matrix/tun-relay.c Makefile
+	@mkdir -p $(@D)
+	cc -O2 -Wall -Werror $< -o $@
 
 .PHONY: lint
 lint: | node_modules/.package-lock.json ## Check style, layering and types
@@ -100,6 +104,24 @@ test: ## Set up, build, and run every test
 	@scripts/as-root.sh scripts/preflight.sh
 	@mkdir -p node_modules/.vite-temp # not by root, or vitest could not write there without root any longer
 	@scripts/as-root.sh vitest run --no-cache $(TESTS)
+
+.PHONY: test-vm-kernel
+test-vm-kernel: ## Set up, build, and run more of the suite on other kernels than `make test` does, in guests
+	@rm -f build/test-totals
+	@scripts/setup.sh
+	@$(MAKE) build-tests
+	@scripts/as-root.sh scripts/preflight.sh
+	@mkdir -p node_modules/.vite-temp
+	@LASTHOP_VM_LANE=full scripts/as-root.sh vitest run --no-cache --project vm $(TESTS)
+
+.PHONY: test-matrix
+test-matrix: ## Set up, build, and play every pair of routing interfaces, here and in guests; writes docs/matrix.md
+	@scripts/setup.sh
+	@$(MAKE) build-tests
+	@scripts/as-root.sh scripts/preflight.sh
+	@scripts/as-root.sh node test/matrix/run.mjs --out build/matrix/here.json
+	@LASTHOP_VM_LANE=full LASTHOP_VM_TESTS=test/matrix/product.matrix.ts scripts/as-root.sh vitest run --no-cache --project vm
+	@node test/matrix/run.mjs --document docs/matrix.md build/matrix/here.json build/vm/last-*/matrix.json
 
 .PHONY: bench
 bench: ## Set up, build, and measure; writes build/bench.json

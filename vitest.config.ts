@@ -1,15 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 import { defineConfig } from "vitest/config";
 
-const OTHERS = ["test/unit/**", "test/net/**", "test/bench/**"];
+/** On a slow machine, such as an emulated one, everything may take this many times as long. */
+const TIMEOUT_FACTOR = Number(process.env.LASTHOP_TIMEOUT_FACTOR ?? 1);
+
+const OTHERS = ["test/unit/**", "test/net/**", "test/vm/**", "test/bench/**"];
+
+/** Where time counts: load, timeouts, what happens while something else goes on. */
+const TIMED = ["bulk", "comeAndGo", "daemon", "expiry", "flapping", "flood", "health", "live", "upgrade"].map(
+  (name) => `test/net/${name}.test.ts`,
+);
 
 export default defineConfig({
   test: {
     // ffi-napi crashes in worker threads, so processes.
     pool: "forks",
     reporters: ["default", "./test/support/totals-reporter.ts"],
-    testTimeout: 60_000,
-    hookTimeout: 60_000,
+    testTimeout: 60_000 * TIMEOUT_FACTOR,
+    hookTimeout: 60_000 * TIMEOUT_FACTOR,
     projects: [
       // No root, no kernel.
       {
@@ -21,7 +29,7 @@ export default defineConfig({
           sequence: { groupOrder: 0 },
         },
       },
-      // Whatever is neither unit nor net: kernel, ffi.
+      // Whatever is not in the others: kernel, ffi.
       {
         extends: true,
         test: {
@@ -32,10 +40,25 @@ export default defineConfig({
           sequence: { groupOrder: 1 },
         },
       },
-      // Real connections have timing: one file at a time, when nothing else runs.
       {
         extends: true,
-        test: { name: "net", include: ["test/net/**/*.test.ts"], maxWorkers: 1, sequence: { groupOrder: 2 } },
+        test: {
+          name: "net",
+          include: ["test/net/**/*.test.ts"],
+          exclude: TIMED,
+          maxWorkers: 2,
+          sequence: { groupOrder: 2 },
+        },
+      },
+      // One file at a time, when nothing else runs.
+      {
+        extends: true,
+        test: { name: "timed", include: TIMED, maxWorkers: 1, sequence: { groupOrder: 3 } },
+      },
+      // Other kernels, in guests: one at a time, when nothing else runs.
+      {
+        extends: true,
+        test: { name: "vm", include: ["test/vm/**/*.test.ts"], maxWorkers: 1, sequence: { groupOrder: 4 } },
       },
     ],
   },

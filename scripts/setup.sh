@@ -19,7 +19,7 @@ installed() {
 missing_lines() {
 	sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' scripts/packages.txt | while read -r line; do
 		found=no
-		for package in $(echo "$line" | tr '|' ' '); do
+		for package in $(echo "$line" | tr '|?' '  '); do
 			if installed "$package"; then found=yes; fi
 		done
 		if [ "$found" = no ]; then echo "$line"; fi
@@ -52,22 +52,46 @@ keep_from_starting() {
 	done
 }
 
+# Prints what cannot be installed, and why.
+warn_without() {
+	echo "lasthop: without" $1 "tests that need it are skipped: $2" >&2
+}
+
+apt_install() {
+	# RUNLEVEL: what invoke-rc.d asks before it starts something, where there is no systemd.
+	scripts/as-root.sh env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+		apt-get install -y -q --no-install-recommends "$@"
+}
+
 install_packages() {
 	missing=$(missing_lines)
 	if [ -z "$missing" ]; then return; fi
+	required=$(echo "$missing" | grep -v '?$' || true)
+	optional=$(echo "$missing" | sed -n 's/?$//p')
 	if ! command -v apt-get >/dev/null 2>&1; then
-		fail "these packages are missing, and there is no apt-get to install them with:" $missing
+		if [ -n "$required" ]; then
+			fail "these packages are missing, and there is no apt-get to install them with:" $required
+		fi
+		warn_without "$optional" "there is no apt-get to install it with"
+		return
 	fi
-	echo "lasthop: installing" $missing
-	scripts/as-root.sh apt-get update -q ||
-		fail "apt-get update failed: is there a network?" "to install:" $missing
+	echo "lasthop: installing" $required $optional
+	if ! scripts/as-root.sh apt-get update -q; then
+		if [ -n "$required" ]; then
+			fail "apt-get update failed: is there a network?" "to install:" $required
+		fi
+		warn_without "$optional" "apt-get update failed: is there a network?"
+		return
+	fi
 	packages=
-	for line in $missing; do packages="$packages $(choose "$line")"; done
-	keep_from_starting $packages
-	# RUNLEVEL: what invoke-rc.d asks before it starts something, where there is no systemd.
-	scripts/as-root.sh env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-		apt-get install -y -q --no-install-recommends $packages ||
-		fail "apt-get could not install:" $packages
+	for line in $required; do packages="$packages $(choose "$line")"; done
+	if [ -n "$packages" ]; then
+		keep_from_starting $packages
+		apt_install $packages || fail "apt-get could not install:" $packages
+	fi
+	if [ -n "$optional" ]; then
+		apt_install $optional || warn_without "$optional" "apt-get could not install it"
+	fi
 }
 
 check_node() {
