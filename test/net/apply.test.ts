@@ -5,6 +5,7 @@ import { readdirSync } from "node:fs";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { InterfaceStatus } from "../../src/ops/types.ts";
 import { Configured, told } from "../support/configured.ts";
+import { TC_HOOK } from "../support/kernel.ts";
 import { Lab, type Namespace } from "../support/lab.ts";
 import { Lasthop } from "../support/lasthop.ts";
 import { repositoryPath } from "../support/paths.ts";
@@ -64,10 +65,10 @@ describe("two uplinks and taps by pattern", () => {
     const first = await configured.apply(BOTH);
     expect(first).toMatchObject({ status: 0, failed: [], warnings: [] });
     expect(told(first)).toEqual(told(before));
-    expect(first.done.filter((line) => line.includes("attached by tcx"))).toHaveLength(4);
+    expect(first.done.filter((line) => line.includes(`attached by ${TC_HOOK}`))).toHaveLength(4);
     const attached = await interfaces();
     expect(Object.keys(attached).sort()).toEqual(["up0", "up1", "vnet0", "vnet1"]);
-    for (const item of Object.values(attached)) expect(item).toMatchObject({ state: "ok", hook: "tcx" });
+    for (const item of Object.values(attached)) expect(item).toMatchObject({ state: "ok", hook: TC_HOOK });
 
     expect(await configured.apply(BOTH)).toMatchObject({ status: 0, actions: [], done: [] });
     expect(await configured.plan(BOTH)).toMatchObject({ status: 0, actions: [] });
@@ -116,14 +117,14 @@ describe("two uplinks and taps by pattern", () => {
 
 describe("what cannot be", () => {
   it("is refused with its reason while the rest is done", async () => {
-    const text = "{uplinks: [{name: up0, mode: native}, {name: br0}], taps: [{name: vnet0}]}";
+    const text = "{uplinks: [{name: up0, mode: native}, {name: lo}], taps: [{name: vnet0}]}";
     const planned = await configured.plan(text);
     expect(planned.status).toBe(1);
     const report = await configured.apply(text);
     expect(report.status).toBe(1);
     expect(report.failed).toEqual(planned.failed);
     expect(report.failed).toEqual([
-      expect.objectContaining({ object: "br0", config: "uplinks[1]", code: "E_INTERFACE" }),
+      expect.objectContaining({ object: "lo", config: "uplinks[1]", code: "E_INTERFACE" }),
       expect.objectContaining({ object: "up0", config: "uplinks[0]", code: "E_MODE" }),
     ]);
     expect(Object.keys(await interfaces())).toEqual(["vnet0"]);

@@ -6,6 +6,7 @@ import { describe, expect, it } from "vitest";
 import type { Family } from "../support/addresses.ts";
 import { Capture } from "../support/capture.ts";
 import { attachAll, bracket, FAMILIES, type Ground, useSite } from "../support/fixture.ts";
+import { TC_HOOK } from "../support/kernel.ts";
 import { keepTags } from "../support/tools.ts";
 import type { SiteOptions } from "../support/topology.ts";
 
@@ -106,7 +107,7 @@ describe.each(SITES)("a %s", (_name, options) => {
 });
 
 describe.each([
-  ["tc", "tcx"],
+  ["tc", TC_HOOK],
   ["generic", "xdp_generic"],
   ["native", "xdp_native"],
 ])("an uplink in mode %s", (mode, hook) => {

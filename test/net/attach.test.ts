@@ -4,8 +4,9 @@
 import { readdirSync } from "node:fs";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { AttachResult, DoctorCheck, DoctorReport, InterfaceStatus } from "../../src/ops/types.ts";
+import { HAS_TCX, NO_TCX, TC_HOOK } from "../support/kernel.ts";
 import { Lab, type Namespace } from "../support/lab.ts";
-import { Lasthop } from "../support/lasthop.ts";
+import { type AttachFlags, Lasthop } from "../support/lasthop.ts";
 import { repositoryPath } from "../support/paths.ts";
 import { must, type Output } from "../support/run.ts";
 import { addFilter, keepTags } from "../support/tools.ts";
@@ -56,23 +57,13 @@ async function statusOf(name: string): Promise<InterfaceStatus | undefined> {
 
 /** Names of the programs that the kernel runs on the interface's ingress, by hook and in their order. */
 async function programsOn(device: string): Promise<Record<string, string[]>> {
-  const output = await inHost(`
-    import { Netlink } from "DIST/kernel/netlink.js";
-    import { BpfProgram, tcxQuery } from "DIST/libbpf/index.js";
-    const netlink = new Netlink();
-    const { ifindex, xdp } = netlink.link(${JSON.stringify(device)});
-    const nameOf = (id) => BpfProgram.fromId(id).info().name;
-    const clsact = [0xfffffff2, 0xfffffff3].flatMap((parent) => netlink.filters(ifindex, parent));
-    const programs = {
-      xdp: xdp ? [xdp.mode] : [],
-      tcx: (tcxQuery(ifindex, "ingress") ?? []).map(nameOf),
-      clsact: clsact.filter((filter) => filter.programId).map((filter) => nameOf(filter.programId)),
-    };
-    const used = Object.entries(programs).filter(([, names]) => names.length > 0);
-    process.stdout.write(JSON.stringify(Object.fromEntries(used)));
-  `);
-  expect(output).toMatchObject({ status: 0, stderr: "" });
-  return JSON.parse(output.stdout) as Record<string, string[]>;
+  const [found] = await lasthop.ask<Record<string, (string | { name: string })[]>[]>("programs.mjs", [
+    device,
+  ]);
+  const names = Object.entries(found!).map(([hook, programs]) => {
+    return [hook, programs.map((program) => (typeof program === "string" ? program : program.name))] as const;
+  });
+  return Object.fromEntries(names.filter(([, programs]) => programs.length > 0));
 }
 
 async function qdiscs(device: string): Promise<string> {
@@ -101,19 +92,25 @@ function attachWhile(options: object, meanwhile: string): Promise<Output> {
   `);
 }
 
+/** That link is the only one that is pinned; clsact has none. */
+function expectLink(name: string): void {
+  const links = pins().filter((path) => path.includes("/links/"));
+  expect(links.map((path) => path.replace(/.*\//, ""))).toEqual(HAS_TCX ? [name] : []);
+}
+
 function pins(): string[] {
   const all = readdirSync("/sys/fs/bpf", { recursive: true, encoding: "utf8" });
   return all.filter((path) => path.startsWith(lab.id));
 }
 
 describe("an uplink", () => {
-  it("that is a veth is attached by TCX, and says why", async () => {
+  it(`that is a veth is attached by TC (${TC_HOOK} here), and says why`, async () => {
     const result = await lasthop.attach("wan", "uplink");
-    expect(result).toMatchObject({ hook: "tcx", role: "uplink", zone: 0, policy: "enforce" });
+    expect(result).toMatchObject({ hook: TC_HOOK, role: "uplink", zone: 0, policy: "enforce" });
     expect(result.actions).toEqual([expect.stringContaining("veth")]);
     expect(await statusOf("wan")).toMatchObject({ state: "ok", program_id: result.program_id });
-    expect(Object.values(await programsOn("wan")).flat()).toEqual(["learn_tc"]);
-    expect(await qdiscs("wan")).not.toContain("clsact");
+    expect(await programsOn("wan")).toEqual({ [TC_HOOK]: ["learn_tc"] });
+    expect((await qdiscs("wan")).includes("clsact")).toBe(!HAS_TCX);
   });
 
   it("whose driver strips VLAN tags is refused XDP, and told how to change that", async () => {
@@ -132,9 +129,9 @@ describe("an uplink", () => {
     for (const [mode, hook, programs] of [
       ["native", "xdp_native", { xdp: ["native"] }],
       ["generic", "xdp_generic", { xdp: ["generic"] }],
-      ["tc", "tcx", { tcx: ["learn_tc"] }],
+      ["tc", TC_HOOK, { [TC_HOOK]: ["learn_tc"] }],
       ["native", "xdp_native", { xdp: ["native"] }],
-      ["auto", "tcx", { tcx: ["learn_tc"] }],
+      ["auto", TC_HOOK, { [TC_HOOK]: ["learn_tc"] }],
     ] as const) {
       const result = await lasthop.attach("wan", "uplink", { mode });
       expect(result).toMatchObject({ hook, ifindex: first.ifindex });
@@ -144,9 +141,7 @@ describe("an uplink", () => {
       expect((await interfaceEntry()).slot).toBe(entry.slot);
       expect((await lasthop.attach("wan", "uplink", { mode })).actions).toEqual([]);
     }
-    expect(pins().filter((path) => path.includes("/links/"))).toEqual([
-      expect.stringMatching(new RegExp(`/links/uplink-${first.ifindex}$`)),
-    ]);
+    expectLink(`uplink-${first.ifindex}`);
   });
 
   it("says first when native XDP comes or goes, also when it is detached", async () => {
@@ -172,8 +167,8 @@ describe("an uplink", () => {
       zone: 3,
     });
     // XDP has no place on a tap.
-    expect(await lasthop.attach("wan", "tap")).toMatchObject({ hook: "tcx", zone: 3, role: "tap" });
-    expect(await programsOn("wan")).toEqual({ tcx: ["reply_tc"] });
+    expect(await lasthop.attach("wan", "tap")).toMatchObject({ hook: TC_HOOK, zone: 3, role: "tap" });
+    expect(await programsOn("wan")).toEqual({ [TC_HOOK]: ["reply_tc"] });
   });
 
   it("becomes a tap and an uplink again", async () => {
@@ -184,10 +179,8 @@ describe("an uplink", () => {
     ] as const) {
       const result = await lasthop.attach("wan", role);
       expect(result.actions).toEqual([expect.stringContaining(`role ${role}`)]);
-      expect(await programsOn("wan")).toEqual({ tcx: [program] });
-      expect(pins().filter((path) => path.includes("/links/"))).toEqual([
-        expect.stringMatching(new RegExp(`/links/${role}-${ifindex}$`)),
-      ]);
+      expect(await programsOn("wan")).toEqual({ [TC_HOOK]: [program] });
+      expectLink(`${role}-${ifindex}`);
     }
   });
 });
@@ -256,7 +249,8 @@ describe("without TCX, clsact", () => {
     expect(await programsOn("tap")).toEqual({ clsact: ["learn_tc"] });
   });
 
-  it("and TCX follow each other with one program left", async () => {
+  it("and TCX follow each other with one program left", async ({ skip }) => {
+    skip(!HAS_TCX, NO_TCX);
     await attachByClsact("tap", "tap");
     expect((await lasthop.attach("tap", "tap", { mode: "tc" })).hook).toBe("tcx");
     expect(await programsOn("tap")).toEqual({ tcx: ["reply_tc"] });
@@ -317,7 +311,8 @@ describe("without TCX, clsact", () => {
 });
 
 describe("foreign programs", () => {
-  it("on TCX stay where they are, and status names them", async () => {
+  it("on TCX stay where they are, and status names them", async ({ skip }) => {
+    skip(!HAS_TCX, NO_TCX);
     const object = repositoryPath("build/test/net/tc-pass.bpf.o");
     const pin = `${lab.pinRoot}-foreign`;
     const attached = await inHost(`
@@ -345,9 +340,9 @@ describe("foreign programs", () => {
     const object = repositoryPath("build/test/net/xdp-pass.bpf.o");
     await host.must(["ip", "link", "set", "dev", "wan", "xdp", "obj", object, "sec", "xdp"]);
     try {
-      expect(await lasthop.attach("wan", "uplink")).toMatchObject({ hook: "tcx" });
+      expect(await lasthop.attach("wan", "uplink")).toMatchObject({ hook: TC_HOOK });
       const both = await programsOn("wan");
-      expect(both).toEqual({ xdp: ["native"], tcx: ["learn_tc"] });
+      expect(both).toEqual({ xdp: ["native"], [TC_HOOK]: ["learn_tc"] });
       const output = await lasthop.run("--json", "attach", "wan", "--role", "uplink", "--mode", "native");
       expect(JSON.parse(output.stderr)).toMatchObject({ code: "E_FOREIGN" });
       expect(await programsOn("wan")).toEqual(both);
@@ -407,6 +402,16 @@ describe("an attach that fails in the middle", () => {
   });
 });
 
+/** A hook whose programs links hold, on every kernel. */
+const LINKED = HAS_TCX
+  ? { mode: "tc", hook: "tcx", programs: { tcx: ["learn_tc"] } }
+  : { mode: "generic", hook: "xdp_generic", programs: { xdp: ["generic"] } };
+
+async function attachByLink(flags: AttachFlags = {}): Promise<AttachResult> {
+  await keepTags(host, "wan");
+  return await lasthop.attach("wan", "uplink", { mode: LINKED.mode, ...flags });
+}
+
 describe("what a killed command left", () => {
   it("half-made tables are removed", async () => {
     await lasthop.attach("wan", "uplink");
@@ -418,23 +423,31 @@ describe("what a killed command left", () => {
   });
 
   it("a link that was to replace another takes its place when that is gone", async () => {
-    const { ifindex } = await lasthop.attach("wan", "uplink");
+    const { ifindex } = await attachByLink();
     const [version] = readdirSync(lab.pinRoot);
     const path = `${lab.pinRoot}/${version}/links/uplink-${ifindex}`;
     await must(["mv", path, `${path}_new`]);
     expect(await statusOf("wan")).toMatchObject({ state: "program_gone" });
     expect((await lasthop.attach("wan", "uplink")).actions).toEqual([]);
     expect(await statusOf("wan")).toMatchObject({ state: "ok" });
-    expect(await programsOn("wan")).toEqual({ tcx: ["learn_tc"] });
+    expect(await programsOn("wan")).toEqual(LINKED.programs);
   });
 
   it("an entry without a program gets one", async () => {
-    const { ifindex } = await lasthop.attach("wan", "uplink", { zone: 4 });
+    const { ifindex } = await attachByLink({ zone: 4 });
     const [version] = readdirSync(lab.pinRoot);
     await must(["rm", `${lab.pinRoot}/${version}/links/uplink-${ifindex}`]);
     expect(await programsOn("wan")).toEqual({});
-    expect(await lasthop.attach("wan", "uplink")).toMatchObject({ zone: 4, hook: "tcx" });
-    expect(await programsOn("wan")).toEqual({ tcx: ["learn_tc"] });
+    expect(await lasthop.attach("wan", "uplink")).toMatchObject({ zone: 4, hook: LINKED.hook });
+    expect(await programsOn("wan")).toEqual(LINKED.programs);
+  });
+
+  it("an entry without a filter gets one", async () => {
+    await attachByClsact("tap", "tap");
+    await host.must(["tc", "qdisc", "del", "dev", "tap", "clsact"]);
+    expect(await statusOf("tap")).toMatchObject({ state: "program_gone" });
+    expect(await attachByClsact("tap", "tap")).toMatchObject({ hook: "clsact" });
+    expect(await programsOn("tap")).toEqual({ clsact: ["reply_tc"] });
   });
 });
 
@@ -451,10 +464,10 @@ describe("an interface that comes back under its name", () => {
     expect(second.actions.toSorted()).toEqual([
       "again is gone: forgotten",
       "again-peer is gone: forgotten",
-      expect.stringContaining("attached by tcx"),
+      expect.stringContaining(`attached by ${TC_HOOK}`),
     ]);
     expect((await interfaceEntries()).map((entry) => entry.name)).toEqual(["again"]);
-    expect(pins().filter((path) => path.includes("/links/"))).toHaveLength(1);
+    expectLink(`uplink-${second.ifindex}`);
     await host.ip("link del again");
   });
 
@@ -595,7 +608,11 @@ describe("doctor", () => {
   it("says what auto would choose, and why", async () => {
     const report = await lasthop.json<DoctorReport>("doctor");
     const wan = report.interfaces.find((item) => item.interface === "wan");
-    expect(wan).toMatchObject({ driver: "veth", auto_mode: "tcx", reason: expect.stringContaining("veth") });
+    expect(wan).toMatchObject({
+      driver: "veth",
+      auto_mode: TC_HOOK,
+      reason: expect.stringContaining("veth"),
+    });
     expect(report.interfaces.map((item) => item.interface)).not.toContain("lo");
   });
 });

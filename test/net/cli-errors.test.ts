@@ -26,7 +26,7 @@ beforeAll(async () => {
       `link set ${name} up`,
       `link set ${name}p up`,
     ]),
-    "link add plain type ifb",
+    "link add plain type bridge",
     "link add br0 type bridge",
   );
   lasthop = await Lasthop.on(lab, host);

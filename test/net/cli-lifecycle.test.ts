@@ -58,17 +58,13 @@ describe("JSON", () => {
       ].sort(),
     );
     for (const item of report.interfaces) {
-      expect(keysOf(item)).toEqual([
-        "foreign_program_ids",
-        "hook",
-        "ifindex",
-        "interface",
-        "policy",
-        "program_id",
-        "role",
-        "state",
-        "zone",
-      ]);
+      const ofUplinks = item.role === "uplink" ? ["clamp_mss", "mark", "mtu", "via"] : [];
+      expect(keysOf(item)).toEqual(
+        [
+          ...["beneath", "foreign_program_ids", "hook", "ifindex", "interface", "link_layer", "policy"],
+          ...["program_id", "role", "shared_tunnel", "state", "zone", ...ofUplinks],
+        ].sort(),
+      );
     }
     const names = report.tables.map((table) => table.table);
     for (const name of ["flows4", "flows6", "embryos4", "embryos6"]) expect(names).toContain(name);
@@ -191,7 +187,7 @@ describe("JSON", () => {
 
 describe("text", () => {
   it.each([
-    [["status"], /^INTERFACE +ROLE +HOOK +ZONE +POLICY +PROGRAM +OTHERS +STATE$/m],
+    [["status"], /^INTERFACE +ROLE +HOOK +ZONE +POLICY +MTU +PROGRAM +OTHERS +STATE$/m],
     [
       ["flows", "list", "--limit", "3"],
       /^PROTO +ZONE +REMOTE +LOCAL +STATE +TIER +LAST HOP +VM +IDLE +FLAGS$/m,

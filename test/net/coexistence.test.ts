@@ -411,11 +411,13 @@ describe("kinds of interfaces", () => {
   const ground = useSite({ host: "bridged" });
 
   it("that cannot be attached are refused with the reason, and doctor says the same", async () => {
+    await ground.site.host.ip("link add funnel type ifb");
     const { interfaces } = await report(ground);
-    const bridge = interfaces.find((item) => item.interface === "br")!;
-    expect(bridge).toMatchObject({ auto_mode: null, reason: expect.stringContaining("it is a bridge") });
-    const refused = await ground.lasthop.run("attach", "br", "--role", "uplink");
-    expect([refused.status, refused.stderr]).toEqual([1, expect.stringContaining("it is a bridge")]);
+    const funnel = interfaces.find((item) => item.interface === "funnel")!;
+    const why = "it is an ifb";
+    expect(funnel).toMatchObject({ auto_mode: null, reason: expect.stringContaining(why) });
+    const refused = await ground.lasthop.run("attach", "funnel", "--role", "uplink");
+    expect([refused.status, refused.stderr]).toEqual([1, expect.stringContaining(why)]);
   });
 
   it("a macvtap is one of them, a macvlan is no tap", async (context) => {

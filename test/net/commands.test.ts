@@ -5,6 +5,7 @@ import { describe, expect, it } from "vitest";
 import type { Explanation, FlowEntry, SweepReport } from "../../src/ops/types.ts";
 import type { Family } from "../support/addresses.ts";
 import { attachAll, bracket, FAMILIES, type Ground, useSite } from "../support/fixture.ts";
+import { TC_HOOK } from "../support/kernel.ts";
 import { Lasthop } from "../support/lasthop.ts";
 import { until } from "../support/run.ts";
 
@@ -39,7 +40,7 @@ describe.each(["bridged", "routed"] as const)("what is told of a flow on a %s ho
     });
     const reply = events.find((event) => event.direction === "reply");
     expect(reply).toMatchObject({
-      hook: "tcx",
+      hook: TC_HOOK,
       verdict: "redirect",
       reason: "redirect",
       interface: site.vm.tap,

@@ -7,6 +7,7 @@ import { prefixLength, transfer, VM_PREFIX } from "../support/addresses.ts";
 import { Capture } from "../support/capture.ts";
 import { Configured, told } from "../support/configured.ts";
 import { attachAll, FAMILIES, type Ground, useSite } from "../support/fixture.ts";
+import { TC_HOOK } from "../support/kernel.ts";
 import { repositoryPath } from "../support/paths.ts";
 import { must } from "../support/run.ts";
 import { replugTap, replugUplink } from "../support/topology.ts";
@@ -68,7 +69,7 @@ describe.each(["bridged", "routed"] as const)("a %s host", (host) => {
       expect(actions).toEqual([
         "up-a is gone: kept until it returns",
         "up-a: 1 last hop taken over, with all flows",
-        expect.stringContaining("up-a: attached by tcx"),
+        expect.stringContaining(`up-a: attached by ${TC_HOOK}`),
       ]);
       // Those of before, not ones that were picked up since.
       const after = await lasthop.flows("--state", "established");

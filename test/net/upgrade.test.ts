@@ -165,7 +165,7 @@ describe("what goes wrong", () => {
     ["no object file", () => brokenObject("9.9.2"), /not a valid BPF object/],
     [
       "a program that the verifier refuses",
-      () => otherObject("9.9.3", "return action;", "return *(int *)(long)skb->mark;"),
+      () => otherObject("9.9.3", "reason);\n\treturn action;", "reason);\n\treturn *(int *)(long)skb->mark;"),
       /refused/,
     ],
     // Taps are switched by then and must be put back.
@@ -253,8 +253,8 @@ describe("a version whose tables lie otherwise", () => {
         .replace("ASSERT_BYTES(struct flow, 16)", "ASSERT_BYTES(struct flow, 20)")
         .replace("ASSERT_BYTES(struct embryo, 24)", "ASSERT_BYTES(struct embryo, 28)")
         .replace("struct interface {\n", "struct interface {\n\t__u32 formerly;\n")
-        .replace("ASSERT_BYTES(struct interface, 56)", "ASSERT_BYTES(struct interface, 60)")
-        .replace(/\t__u32 created;(.*)\n\t__u8 reserved\[16\];.*/, "\t__u8 reserved[16];\n\t__u32 created;")
+        .replace("ASSERT_BYTES(struct interface, 92)", "ASSERT_BYTES(struct interface, 96)")
+        .replace(/\t__u32 created;.*\n\t__u32 mark;.*\n/, "\t__u32 mark;\n\t__u32 created;\n")
         .replace("struct vm {\n", "struct vm {\n\t__u32 formerly;\n")
         .replace("ASSERT_BYTES(struct vm, 16)", "ASSERT_BYTES(struct vm, 20)"),
     );

@@ -29,7 +29,8 @@ describe.each(TRUNKS)("an uplink with $name tags", ({ push, vids, tags }) => {
     // lasthop has seen it.
     await addFilter(site.a.namespace, "in", "egress", push);
     await addFilter(site.a.namespace, "in", "ingress", "pop");
-    await addFilter(site.host, uplink, "ingress", "pop");
+    // Of later priority than ours: without TCX both are clsact filters.
+    await addFilter(site.host, uplink, "ingress", "pop", 40_000);
     await addFilter(site.host, uplink, "egress", "count");
   });
 

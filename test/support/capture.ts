@@ -148,14 +148,32 @@ export class Capture {
     return this.#chunks.reduce((sum, chunk) => sum + chunk.length, 0);
   }
 
+  /** Waits until that much has come in: what is on the wire may not have been taken yet. */
+  async holds(bytes: number): Promise<void> {
+    await until(() => this.#bytes >= bytes, `the capture to hold ${bytes} bytes`);
+  }
+
   /** Ends when nothing more comes in, and tells what came. */
   async stop(): Promise<Packet[]> {
+    return (await this.#lines(FIELDS)).map(decode);
+  }
+
+  /** The same, by these fields of tshark's: outer headers first, then those within. */
+  async fields<F extends string>(...names: F[]): Promise<Record<F, string[]>[]> {
+    return (await this.#lines(names)).map((line) => {
+      const cells = line.split("\t");
+      const of = (index: number) => (cells[index] ?? "").split(",").filter(Boolean);
+      return Object.fromEntries(names.map((name, index) => [name, of(index)])) as Record<F, string[]>;
+    });
+  }
+
+  async #lines(fields: readonly string[]): Promise<string[]> {
     let last = -1;
     let quiet = 0;
     await until(() => {
       quiet = this.#bytes === last ? quiet + 1 : 0;
       last = this.#bytes;
-      return quiet >= 5;
+      return quiet >= 6;
     }, "the capture to end");
     await this.#process.stop("SIGINT");
     if (!/\b0 packets dropped by kernel/.test(this.#process.stderr)) {
@@ -178,8 +196,8 @@ export class Capture {
       "occurrence=a",
     ];
     for (const option of OPTIONS) argv.push("-o", `${option}:TRUE`);
-    for (const field of FIELDS) argv.push("-e", field);
+    for (const field of fields) argv.push("-e", field);
     const text = await must(argv, { input: Buffer.concat(this.#chunks) });
-    return text.split("\n").filter(Boolean).map(decode);
+    return text.split("\n").filter(Boolean);
   }
 }

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll } from "vitest";
 import type { Ground } from "./fixture.ts";
-import { repositoryPath } from "./paths.ts";
+import { TC_HOOK } from "./kernel.ts";
 import type { Background } from "./run.ts";
 import { must, until } from "./run.ts";
 
@@ -156,24 +156,16 @@ function readlink(path: string): string {
   return readlinkSync(path).replace(/\[.*\]$/, "");
 }
 
-/** Asks the kernel by libbpf: bpftool of Debian 12 does not know TCX. */
-const ASK_TCX = `
-  const { tcxQuery } = await import(process.argv[1]);
-  console.log(JSON.stringify(process.argv.slice(2).map((ifindex) => tcxQuery(Number(ifindex), "ingress"))));
-`;
+interface Programs {
+  xdp: string[];
+  tcx: { id: number; name: string }[];
+  clsact: { id: number; name: string }[];
+}
 
-/** Ids of the TCX programs that interfaces have for what comes in; none for one that is not there. */
-export async function programsOn({ site }: Ground, devices: readonly string[]): Promise<number[][]> {
-  const links = JSON.parse(await site.host.must(["ip", "-j", "link"])) as {
-    ifindex: number;
-    ifname: string;
-  }[];
-  const indices = devices.map((device) => links.find((link) => link.ifname === device)?.ifindex);
-  const library = repositoryPath("dist/libbpf/index.js");
-  const present = indices.filter((ifindex) => ifindex !== undefined);
-  const script = [process.execPath, "--input-type=module", "-e", ASK_TCX, library];
-  const found = JSON.parse(await site.host.must([...script, ...present.map(String)])) as number[][];
-  return indices.map((ifindex) => (ifindex === undefined ? [] : (found[present.indexOf(ifindex)] ?? [])));
+/** Ids of the programs that interfaces have by TC for what comes in; none for one that is not there. */
+export async function programsOn({ lasthop }: Ground, devices: readonly string[]): Promise<number[][]> {
+  const found = await lasthop.ask<(Programs | null)[]>("programs.mjs", devices);
+  return found.map((programs) => (programs?.[TC_HOOK] ?? []).map(({ id }) => id));
 }
 
 /** How many BPF programs with these names the kernel has loaded. */

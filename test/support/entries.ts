@@ -13,6 +13,9 @@ import type {
   VerdictCount,
 } from "../../src/ops/types.ts";
 
+/** Of a last hop that is nothing but Ethernet. */
+export const PLAIN_PLACE = { tunnel: null, ipsec: false, via: "redirect", mark: null } as const;
+
 export function flowEntry(changes: Partial<FlowEntry> = {}): FlowEntry {
   return {
     protocol: "tcp",
@@ -26,7 +29,15 @@ export function flowEntry(changes: Partial<FlowEntry> = {}): FlowEntry {
     state: "established",
     origin: "remote",
     flags: [],
-    last_hop: { index: 1, generation: 1, mac: "02:00:00:00:0a:01", interface: "eth0", tags: [] },
+    last_hop: {
+      index: 1,
+      generation: 1,
+      mac: "02:00:00:00:0a:01",
+      interface: "eth0",
+      tags: [],
+      ...PLAIN_PLACE,
+      labels: [],
+    },
     stale: false,
     vm_mac: "02:00:00:00:00:05",
     idle_seconds: 3,
@@ -59,6 +70,13 @@ export const STATUS: StatusReport = {
       program_id: 40,
       state: "ok",
       foreign_program_ids: [],
+      link_layer: "ethernet",
+      shared_tunnel: false,
+      beneath: [],
+      mtu: 1500,
+      clamp_mss: true,
+      via: "redirect",
+      mark: 0,
     },
     {
       interface: "vnet3",
@@ -70,6 +88,9 @@ export const STATUS: StatusReport = {
       program_id: null,
       state: "program_gone",
       foreign_program_ids: [7, 9],
+      link_layer: "ethernet",
+      shared_tunnel: false,
+      beneath: [],
     },
   ],
   programs: [
@@ -94,6 +115,9 @@ export const LAST_HOP: LastHopEntry = {
   interface: "eth0",
   ifindex: 2,
   tags: [{ protocol: "802.1q", vid: 10 }],
+  ...PLAIN_PLACE,
+  labels: [],
+  vtep: null,
   state: "up",
   origin: "learned",
   device: null,

@@ -2,6 +2,7 @@
 // The command line tool, run where an operator runs it: on the host, with tables of this test's own.
 
 import { existsSync, statfsSync } from "node:fs";
+import { dirname } from "node:path";
 import type {
   AttachResult,
   FlowEntry,
@@ -14,6 +15,7 @@ import type {
 } from "../../src/ops/types.ts";
 import { BPFFS, type Lab, type Namespace } from "./lab.ts";
 import { repositoryPath } from "./paths.ts";
+import { RESIDENT, Resident } from "./resident.ts";
 import { type Background, must, type Output } from "./run.ts";
 
 const PROGRAM = repositoryPath("dist/cli/main.js");
@@ -37,6 +39,7 @@ export class Lasthop {
   readonly #host: Namespace;
   readonly #pinRoot: string;
   readonly #program: string;
+  #resident: Resident | undefined;
 
   private constructor(host: Namespace, pinRoot: string, program: string) {
     this.#host = host;
@@ -57,11 +60,40 @@ export class Lasthop {
 
   /** Whatever its status. */
   run(...args: string[]): Promise<Output> {
-    return this.#host.run(this.argv(...args));
+    if (!RESIDENT) return this.#host.run(this.argv(...args));
+    return this.#residing().run(["--pin-root", this.#pinRoot, ...args]);
   }
 
-  must(...args: string[]): Promise<string> {
-    return this.#host.must(this.argv(...args));
+  async must(...args: string[]): Promise<string> {
+    const output = await this.run(...args);
+    if (output.status !== 0) {
+      throw new Error(
+        `lasthop ${args.join(" ")} ended with ${output.status}: ${output.stderr}${output.stdout}`,
+      );
+    }
+    return output.stdout;
+  }
+
+  /** What the default function of a module of test/support answers on the host, to the build's folder and `args`. */
+  async ask<T>(module: string, ...args: unknown[]): Promise<T> {
+    const path = repositoryPath(`test/support/${module}`);
+    if (RESIDENT) return (await this.#residing().ask(path, args)) as T;
+    const program = `
+      import answer from ${JSON.stringify(path)};
+      const [dist, args] = process.argv.slice(1);
+      process.stdout.write(JSON.stringify(await answer(dist, ...JSON.parse(args))));
+    `;
+    const node = [process.execPath, "--input-type=module", "-e", program];
+    return JSON.parse(await this.#host.must([...node, this.#dist, JSON.stringify(args)])) as T;
+  }
+
+  get #dist(): string {
+    return dirname(dirname(this.#program));
+  }
+
+  #residing(): Resident {
+    this.#resident ??= new Resident(this.#host, this.#dist);
+    return this.#resident;
   }
 
   /** One document. */

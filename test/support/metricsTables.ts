@@ -20,6 +20,7 @@ import {
   ROLE,
   TABLE,
   TABLES,
+  TUNNEL_KIND,
 } from "../../src/abi/layout.gen.ts";
 import { parseMac } from "../../src/addresses.ts";
 import type { DaemonMetrics, MetricsInstance, SweptPass } from "../../src/metrics/index.ts";
@@ -57,6 +58,7 @@ export function filledTables(): FilledTables {
   fillLastHops(source, tables);
   fillDevices(tables);
   fillSweep(tables);
+  fillTunnels(source, tables);
   tables.control.set({ bypass: 1 });
   tables.allocations.set(0, { last_hops: 6, vms: 3, trace_lost: 4, notices_lost: 7 });
   tables.identity.set(0, { object: Buffer.alloc(32, 0xab), version: "0.2.0", starts: 5 });
@@ -107,6 +109,22 @@ function count(source: TestSource, slot: number, reason: number, packets: number
     value.writeBigUInt64LE(BigInt(bytes[cpu]!), cpu * 16 + 8);
   }
   source.map("verdicts").update(u32(slot * REASONS + reason), value);
+}
+
+/** One of ours, and one of the kernel's driver. */
+function fillTunnels(source: TestSource, tables: Tables): void {
+  tables.tunnels.rows.set(UPLINK_A, {
+    name: "fw-a",
+    kind: TUNNEL_KIND.VXLAN,
+    peer_ifindex: 40,
+    ifindex: UPLINK_A,
+  });
+  tables.tunnels.rows.set(UPLINK_B, { name: "fw-b", kind: TUNNEL_KIND.GRE, ifindex: UPLINK_B });
+  const one = encode("tunnel_stats", {
+    ...{ received_packets: 3, received_bytes: 300, received_errors: 1 },
+    ...{ sent_packets: 4, sent_bytes: 400, sent_errors: 2 },
+  });
+  source.map("tunnel_stats").update(u32(UPLINK_A), Buffer.concat([one, one]));
 }
 
 function fillLastHops(source: TestSource, tables: Tables): void {

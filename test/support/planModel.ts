@@ -5,14 +5,15 @@ import { decode, encode } from "../../src/abi/codec.ts";
 import { INTERFACE_FLAG, ROLE } from "../../src/abi/layout.gen.ts";
 import { parseConfig } from "../../src/config/load.ts";
 import type { Config } from "../../src/config/schema.ts";
-import { bridgeEntry, entryOf } from "../../src/controller/attachSteps.ts";
+
 import { withObserved } from "../../src/controller/devices.ts";
 import { hostFacts } from "../../src/controller/hostFacts.ts";
+import { bridgeEntry, entryOf } from "../../src/controller/interfaceEntry.ts";
 import { NO_LAST_HOPS } from "../../src/controller/lastHopFacts.ts";
 import type { Observed, ObservedInterface } from "../../src/controller/observe.ts";
 import type { TableAction } from "../../src/controller/plan.ts";
 import type { LibvirtDomain } from "../../src/kernel/libvirt.ts";
-import type { FdbEntry, Link, Neighbour } from "../../src/kernel/rtnetlink.ts";
+import type { Address, FdbEntry, Link, Neighbour } from "../../src/kernel/rtnetlink.ts";
 import type { Device, InterfaceEntry } from "../../src/tables/index.ts";
 
 const UP = { up: true, running: true, loopback: false };
@@ -46,6 +47,7 @@ function hex(value: number): string {
 export const LO = link(1, "lo", { kind: null, flags: { ...UP, loopback: true }, mac: "00:00:00:00:00:00" });
 
 export interface HostOptions {
+  addresses?: Address[];
   fdb?: FdbEntry[];
   neighbours?: Neighbour[];
   domains?: LibvirtDomain[];
@@ -53,9 +55,10 @@ export interface HostOptions {
 }
 
 export function host(links: readonly Link[], options: HostOptions = {}) {
-  const { fdb = [], neighbours = [], domains = [], unreadable = [] } = options;
+  const { addresses = [], fdb = [], neighbours = [], domains = [], unreadable = [] } = options;
   return hostFacts({
     links: links.some(({ ifindex }) => ifindex === LO.ifindex) ? links : [LO, ...links],
+    addresses: () => addresses,
     fdb: () => fdb,
     neighbours: () => neighbours,
     libvirt: () => ({ domains, unreadable }),
@@ -88,6 +91,7 @@ export function empty(facts: ReturnType<typeof host>): Observed {
     timeouts: [],
     relearnDamping: 0,
     zones: new Map(),
+    labelStacks: new Map(),
     devices: new Map(),
     followed: true,
     tcx: true,
@@ -101,12 +105,18 @@ export function carryOut(before: Observed, actions: readonly TableAction[]): Obs
   const bridges = new Map(before.bridges);
   const zones = new Map(before.zones);
   const devices = new Map<string, Device>(before.devices);
-  let { timeouts, relearnDamping } = before;
+  let { timeouts, relearnDamping, labelStacks } = before;
   for (const action of actions) {
     switch (action.kind) {
       case "control":
         ({ timeouts, relearnDamping } = action);
         break;
+      case "label-stacks": {
+        const { set, removed } = action.changes;
+        const kept = [...labelStacks].filter(([id]) => !removed.includes(id));
+        labelStacks = new Map([...kept, ...set]);
+        break;
+      }
       case "zone":
         zones.set(action.zone, action.number);
         break;
@@ -155,17 +165,18 @@ export function carryOut(before: Observed, actions: readonly TableAction[]): Obs
     devices,
     timeouts,
     relearnDamping,
+    labelStacks,
   };
 }
 
 type Unit = Extract<TableAction, { kind: "attach" }>["unit"];
 
-function attached({ programs }: Observed, { link: own, now, wanted, decision }: Unit): ObservedInterface {
+function attached({ programs }: Observed, { link: own, wanted, decision }: Unit): ObservedInterface {
   const { role, slot, lastHopsMax, vmsMax, flags } = wanted;
   const { hook } = decision;
   const programId = programs!(role, hook);
   return {
-    entry: entryOf({ ...wanted, hook }, programId, now.entry),
+    entry: entryOf({ ...wanted, hook }, programId),
     link: own,
     attachments: [{ role, hook, programId, alive: true }],
     budget: {

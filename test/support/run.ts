@@ -16,6 +16,9 @@ export interface RunOptions {
   env?: NodeJS.ProcessEnv;
 }
 
+/** On a slow machine, such as an emulated one, everything may take this many times as long. */
+export const TIMEOUT_FACTOR = Number(process.env.LASTHOP_TIMEOUT_FACTOR ?? 1);
+
 /** Children of run() that have not ended; whoever cleans up in a hurry ends them first. */
 const running = new Set<ChildProcessWithoutNullStreams>();
 
@@ -49,7 +52,7 @@ export function run(argv: readonly string[], options: RunOptions = {}): Promise<
     running.add(child);
     const out: Buffer[] = [];
     const err: Buffer[] = [];
-    const timer = setTimeout(() => child.kill("SIGKILL"), options.timeoutMs ?? 30_000);
+    const timer = setTimeout(() => child.kill("SIGKILL"), (options.timeoutMs ?? 30_000) * TIMEOUT_FACTOR);
     child.stdout.on("data", (chunk: Buffer) => out.push(chunk));
     child.stderr.on("data", (chunk: Buffer) => err.push(chunk));
     // A child that ends without reading its input is judged by its status.
@@ -127,7 +130,7 @@ export class Background {
   async stop(signal: NodeJS.Signals = "SIGTERM"): Promise<number> {
     if (!this.running) return await this.exited;
     this.child.kill(signal);
-    const timer = setTimeout(() => this.child.kill("SIGKILL"), 5_000);
+    const timer = setTimeout(() => this.child.kill("SIGKILL"), 5_000 * TIMEOUT_FACTOR);
     const status = await this.exited;
     clearTimeout(timer);
     return status;
@@ -144,11 +147,11 @@ export async function until<T>(
   what: string,
   timeoutMs = 10_000,
 ): Promise<T> {
-  const deadline = Date.now() + timeoutMs;
+  const deadline = Date.now() + timeoutMs * TIMEOUT_FACTOR;
   for (let pause = 2; ; pause = Math.min(pause * 2, 100)) {
     const answer = await ask();
     if (answer !== false && answer !== undefined) return answer;
-    if (Date.now() > deadline) throw new Error(`waited ${timeoutMs} ms for ${what}`);
+    if (Date.now() > deadline) throw new Error(`waited ${timeoutMs * TIMEOUT_FACTOR} ms for ${what}`);
     await sleep(pause);
   }
 }

@@ -21,6 +21,7 @@ import { findFlow, flowNotFound } from "../../src/ops/tupleKeys.ts";
 import type { FlowEntry, FlowFilter } from "../../src/ops/types.ts";
 import { decodeFlowKey, encodeFlowKey, type FlowKey, Tables, type Tier } from "../../src/tables/index.ts";
 import { parseTuple } from "../../src/tuple.ts";
+import { PLAIN_PLACE } from "./entries.ts";
 import type { TestSource } from "./tableSource.ts";
 
 const UPLINK_A = 11;
@@ -154,6 +155,8 @@ export function describeTables(label: string, makeSource: () => TestSource): voi
               { protocol: "802.1ad", vid: 100 },
               { protocol: "802.1q", vid: 7 },
             ],
+            ...PLAIN_PLACE,
+            labels: [],
           },
           stale: false,
           vm_mac: "02:00:00:00:01:01",
@@ -447,7 +450,7 @@ export function describeTables(label: string, makeSource: () => TestSource): voi
       put(tables, { remote: "2001:db8::1", local: "2001:db8::2" }, { last_hop: joinLastHop(7, 8) });
       putLastHop(tables, 9, { ifindex: UPLINK_A, mac: parseMac("02:00:00:00:0f:01")! });
       tables.lastHops.keys.delete({ ifindex: UPLINK_A, mac: parseMac("02:00:00:00:0f:01")! });
-      const entries = lastHopEntries(tables);
+      const entries = lastHopEntries(tables, []);
       expect(
         entries.map(({ index, state, origin, flows, interface: name }) => [
           index,

@@ -44,8 +44,12 @@ const SHAPES: Readonly<Record<string, Shape>> = {
   devices: { type: "HASH", key: "device_key", value: "device", entries: 64 },
   zones: { type: "HASH", key: 4, value: 4, entries: 64 },
   zone_reports: { type: "ARRAY", key: 4, value: "zone_report", entries: 64 * TABLES * 2 },
+  label_stacks: { type: "HASH", key: "label_stack", value: 4, entries: 64 },
   flow_balance: { type: "PERCPU_ARRAY", key: 4, value: 8, entries: TABLES * FLOW_STATES },
   flow_removals: { type: "ARRAY", key: 4, value: 8, entries: TABLES * FLOW_STATES },
+  tunnels: { type: "HASH", key: 4, value: "tunnel", entries: 64 },
+  tunnel_index: { type: "HASH", key: "tunnel_index_key", value: 4, entries: 64 },
+  tunnel_stats: { type: "PERCPU_HASH", key: 4, value: "tunnel_stats", entries: 64 },
   identity: { type: "ARRAY", key: 4, value: "identity", entries: 1 },
   layout: { type: "ARRAY", key: 4, value: "layout", entries: 1 },
   sweep_reports: { type: "ARRAY", key: 4, value: "sweep_report", entries: TABLES * 2 },
@@ -112,7 +116,7 @@ class MemoryMap implements TableMap {
   constructor(name: string, shape: Shape) {
     this.#name = name;
     this.#shape = shape;
-    this.valueBytes = bytes(shape.value) * (shape.type === "PERCPU_ARRAY" ? CPUS : 1);
+    this.valueBytes = bytes(shape.value) * (shape.type.startsWith("PERCPU") ? CPUS : 1);
     if (!shape.type.endsWith("ARRAY")) return;
     for (let index = 0; index < shape.entries; index++) {
       const key = Buffer.alloc(4);

@@ -9,6 +9,7 @@ import { must } from "./run.ts";
 
 const COMPILERS = {
   "send-frames.c": ["cc", "-O2", "-Wall", "-Werror"],
+  "tun-cable.c": ["cc", "-O2", "-Wall", "-Werror"],
   // Debian keeps asm/types.h in a directory that the BPF target does not look into.
   "foreign.bpf.c": [
     ...["clang", "-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Werror", "-c"],
