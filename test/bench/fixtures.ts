@@ -114,6 +114,16 @@ export class Fixtures {
     });
   }
 
+  /** One frame as it is. Call it in the interface's namespace. */
+  passFrame(ifindex: number, data: Buffer): void {
+    this.program("bare_xdp").testRun({
+      data,
+      ctx: xdpContext(ifindex, data.length),
+      repeat: 1,
+      flags: LIVE_FRAMES,
+    });
+  }
+
   close(): void {
     for (const link of this.#links.splice(0)) link.close();
     this.#object.close();

@@ -11,11 +11,12 @@ import { measureEndToEnd } from "./endToEnd.ts";
 import { Fixtures } from "./fixtures.ts";
 import { FlowTable } from "./flowTable.ts";
 import { HotPath } from "./hotPath.ts";
+import { measureInterfaceKinds } from "./interfaceKinds.ts";
 import { buildRoutedHosts, measureReplyRate } from "./replyRate.ts";
 import { Report } from "./report.ts";
 import { measureStartUp } from "./startUp.ts";
 
-const PARTS = ["hot-path", "reply-rate", "end-to-end", "flow-table", "start-up"] as const;
+const PARTS = ["hot-path", "reply-rate", "end-to-end", "flow-table", "start-up", "interfaces"] as const;
 type Part = (typeof PARTS)[number];
 
 interface Options {
@@ -45,6 +46,7 @@ const FULL = {
   endToEnd: { rounds: 7, seconds: 1, connections: 10_000 },
   flowTable: { rounds: 5, flows: 1_000_000 },
   startUp: 15,
+  interfaces: { rounds: 9, frames: 200_000 },
 };
 
 const QUICK: typeof FULL = {
@@ -53,6 +55,7 @@ const QUICK: typeof FULL = {
   endToEnd: { rounds: 2, seconds: 1, connections: 5_000 },
   flowTable: { rounds: 1, flows: 1_000_000 },
   startUp: 5,
+  interfaces: { rounds: 3, frames: 50_000 },
 };
 
 async function run({ parts, quick }: Options, report: Report, lab: Lab, fixtures: Fixtures): Promise<void> {
@@ -70,6 +73,7 @@ async function run({ parts, quick }: Options, report: Report, lab: Lab, fixtures
   await measure("reply-rate", () => measureReplyRate(report, fixtures, lanes, effort.replyRate));
   await measure("end-to-end", () => measureEndToEnd(report, effort.endToEnd));
   await measure("flow-table", () => new FlowTable(product).measure(report, effort.flowTable));
+  await measure("interfaces", () => measureInterfaceKinds(report, lab, fixtures, effort.interfaces));
   await measure("start-up", () => measureStartUp(report, product, effort.startUp));
 }
 
