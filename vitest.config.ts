@@ -7,9 +7,10 @@ const TIMEOUT_FACTOR = Number(process.env.LASTHOP_TIMEOUT_FACTOR ?? 1);
 const OTHERS = ["test/unit/**", "test/net/**", "test/vm/**", "test/bench/**"];
 
 /** Where time counts: load, timeouts, what happens while something else goes on. */
-const TIMED = ["bulk", "comeAndGo", "daemon", "expiry", "flapping", "flood", "health", "live", "upgrade"].map(
-  (name) => `test/net/${name}.test.ts`,
-);
+const TIMED = [
+  ...["bulk", "comeAndGo", "daemon", "expiry", "flapping", "flood", "health", "live", "returning"],
+  ...["tunnels", "upgrade", "vxlan-fdb"],
+].map((name) => `test/net/${name}.test.ts`);
 
 export default defineConfig({
   test: {
