@@ -26,8 +26,8 @@ export interface SourceQuestion {
 }
 
 /**
- * Of each family the best address: in a network of the VM, as far as the neighbour table knows; valid everywhere; of
- * the tap's own bridge; the first of its network. Of several that are as good, the one that was chosen before.
+ * Of each family the best address: valid everywhere; chosen before; in a network of the VM, as far as the neighbour
+ * table knows; of the tap's own bridge; the first of its network.
  */
 export function icmpSource(question: SourceQuestion): IcmpSource {
   const [v4, v6] = ([4, 6] as const).map((family) => best(question, family));
@@ -49,11 +49,12 @@ function best(question: SourceQuestion, family: 4 | 6): Buffer | undefined {
     return {
       bytes,
       rank: [
-        Number(knows),
         Number(item.scope === undefined),
+        // Neighbours come and go: what was chosen once stays.
+        Number(bytes.equals(former)),
+        Number(knows),
         Number(item.ifindex === l3.ifindex),
         Number(item.secondary !== true),
-        Number(bytes.equals(former)),
         -place,
       ],
     };
