@@ -4,32 +4,46 @@ import type { Reporter, SerializedError, TestCase, TestModule } from "vitest/nod
 
 const TOTALS_FILE = "build/test-totals";
 
-/** Ends a run with what was skipped and why, and the line `N passed, N failed, N skipped`. */
+/** Ends a run with what was skipped and why, what failed, and the line `N passed, N failed, N skipped`. */
 export default class TotalsReporter implements Reporter {
   onTestRunEnd(modules: readonly TestModule[], unhandledErrors: readonly SerializedError[]): void {
     let passed = 0;
     // An error outside any test fails the run, so it counts.
-    let failed = unhandledErrors.length;
+    const failed = unhandledErrors.map((error) => `outside any test: ${firstLine(error.message)}`);
     const skipped: string[] = [];
     for (const module of modules) {
-      let failedHere = 0;
+      const failedHere: string[] = [];
       for (const test of module.children.allTests()) {
         const result = test.result();
         if (result.state === "passed") passed++;
-        else if (result.state === "failed") failedHere++;
-        else skipped.push(`${module.relativeModuleId} > ${test.fullName}: ${reason(test)}`);
+        else if (result.state === "failed") {
+          failedHere.push(
+            `${module.relativeModuleId} > ${test.fullName}: ${firstLine(result.errors[0]?.message)}`,
+          );
+        } else skipped.push(`${module.relativeModuleId} > ${test.fullName}: ${reason(test)}`);
       }
       // A file or a hook that failed may leave no test behind that did.
-      failed += failedHere === 0 && module.state() === "failed" ? 1 : failedHere;
+      if (failedHere.length === 0 && module.state() === "failed") {
+        failedHere.push(`${module.relativeModuleId}: ${firstLine(module.errors()[0]?.message)}`);
+      }
+      failed.push(...failedHere);
     }
-    const totals = `${passed} passed, ${failed} failed, ${skipped.length} skipped`;
+    const totals = `${passed} passed, ${failed.length} failed, ${skipped.length} skipped`;
+    const failures = section("Failed:", failed);
     mkdirSync("build", { recursive: true });
     // Left by root, it can be removed by the owner of the folder but not written.
     rmSync(TOTALS_FILE, { force: true });
-    writeFileSync(TOTALS_FILE, `${totals}\n`);
-    const lines = skipped.length === 0 ? [] : ["", "Skipped:", ...skipped.map((line) => `  ${line}`)];
-    process.stdout.write(`${[...lines, "", totals].join("\n")}\n`);
+    writeFileSync(TOTALS_FILE, `${[...failures, totals].join("\n")}\n`);
+    process.stdout.write(`${[...section("Skipped:", skipped), ...failures, "", totals].join("\n")}\n`);
   }
+}
+
+function section(title: string, lines: readonly string[]): string[] {
+  return lines.length === 0 ? [] : ["", title, ...lines.map((line) => `  ${line}`)];
+}
+
+function firstLine(message: string | undefined): string {
+  return message?.split("\n", 1)[0] ?? "no message";
 }
 
 function reason(test: TestCase): string {
