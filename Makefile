@@ -121,7 +121,7 @@ test-matrix: ## Set up, build, and play every pair of routing interfaces, here a
 	@scripts/as-root.sh scripts/preflight.sh
 	@scripts/as-root.sh node test/matrix/run.mjs --out build/matrix/here.json
 	@LASTHOP_VM_LANE=full LASTHOP_VM_TESTS=test/matrix/product.matrix.ts scripts/as-root.sh vitest run --no-cache --project vm
-	@node test/matrix/run.mjs --document docs/matrix.md build/matrix/here.json build/vm/last-*/matrix.json
+	@node test/matrix/run.mjs --document docs/matrix.md build/matrix/here.json build/vm/last-6.12/matrix-*.json build/vm/last-6.1/matrix-*.json
 
 .PHONY: bench
 bench: ## Set up, build, and measure; writes build/bench.json

@@ -33,7 +33,21 @@ family that both carry, or not played. Some pairs are played once more under \`l
 `;
 
 export function document(results: readonly Result[]): string {
-  return `${[HEADER, legend(), ...results.map(section)].join("\n")}`;
+  return `${[HEADER, legend(), ...merged(results).map(section)].join("\n")}`;
+}
+
+/** One for each kernel, of whatever parts it was played in. */
+function merged(results: readonly Result[]): Result[] {
+  const byKernel = new Map<string, Result>();
+  for (const result of results) {
+    const before = byKernel.get(result.kernel);
+    if (!before) byKernel.set(result.kernel, result);
+    else {
+      const seconds = before.seconds + result.seconds;
+      byKernel.set(result.kernel, { ...before, seconds, pairs: [...before.pairs, ...result.pairs] });
+    }
+  }
+  return [...byKernel.values()];
 }
 
 function legend(): string {

@@ -34,9 +34,14 @@ export interface PlayOptions {
   ring?: boolean;
   /** Only these kinds. */
   kinds?: readonly string[] | undefined;
+  /** Only pairs that one of these kinds is in. */
+  involving?: readonly string[] | undefined;
+  /** Only every `of`th group of pairs, from the `nth`, counted from 0: a long run's parts. */
+  part?: { nth: number; of: number };
 }
 
-export async function play({ ring: onlyRing = false, kinds: wanted }: PlayOptions): Promise<Result> {
+export async function play(options: PlayOptions): Promise<Result> {
+  const { ring: onlyRing = false, kinds: wanted, involving, part = { nth: 0, of: 1 } } = options;
   const probe = new Lab();
   const missing = await missingKinds(probe.namespace("probe")).finally(() => probe.close());
   const kinds = KINDS.filter(
@@ -51,9 +56,14 @@ export async function play({ ring: onlyRing = false, kinds: wanted }: PlayOption
     const seconds = () => Math.round((Date.now() - began) / 1000);
     console.log(`${kinds.length} kinds, built and attached after ${seconds()} s`);
     const { stands } = matrix.ground;
-    const pairs = FAMILIES.flatMap((family) => (onlyRing ? ring : product)(stands, family));
+    const all = FAMILIES.flatMap((family) => (onlyRing ? ring : product)(stands, family)).filter(
+      ({ ingress, egress }) =>
+        involving === undefined || [ingress, egress].some(({ kind }) => involving.includes(kind.name)),
+    );
+    const chosen = groups(all).filter((_, at) => at % part.of === part.nth);
+    const pairs = chosen.flat();
     let played = 0;
-    for (const group of groups(pairs)) {
+    for (const group of chosen) {
       await matrix.play(group);
       played += group.length;
       console.log(`${played} of ${pairs.length} pairs after ${seconds()} s`);

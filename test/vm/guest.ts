@@ -90,6 +90,7 @@ function environmentOf(kernel: GuestKernel, modules: string, selection: Selectio
     NO_COLOR: "1",
     LASTHOP_TIMEOUT_FACTOR: String(SLOWNESS),
     LASTHOP_TEST_RESIDENT: "1",
+    LASTHOP_MATRIX: kernel.matrix.pairs,
     LASTHOP_GUEST_SELECTION: JSON.stringify(selection),
     LASTHOP_GUEST_RESULTS: "/run/lasthop-guest/results",
   };

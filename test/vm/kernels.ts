@@ -11,6 +11,8 @@ export interface GuestKernel {
   packages: RegExp;
   /** The time within which a guest must have ended. */
   limitMinutes: Record<Lane, number>;
+  /** How much of the pairs of interfaces `make test-matrix` plays there, and the time that this may take. */
+  matrix: { pairs: "ring" | "product"; limitMinutes: number };
   /** Loaded before the tests; each must be there. */
   modules: readonly string[];
   tests: Readonly<Record<string, Lane | TestSelection>>;
@@ -39,6 +41,7 @@ export const KERNELS: readonly GuestKernel[] = [
     series: "6.1",
     packages: /^linux-image-6\.1\.\d+-\d+-amd64$/,
     limitMinutes: { default: 40, full: 90 },
+    matrix: { pairs: "ring", limitMinutes: 60 },
     modules: MODULES,
     tests: {
       // The programs: they load, and do with every kind of packet what they should.
@@ -88,6 +91,7 @@ export const KERNELS: readonly GuestKernel[] = [
     series: "6.12",
     packages: /^linux-image-6\.12\.\d+(\+deb\d+)?-amd64$/,
     limitMinutes: { default: 40, full: 90 },
+    matrix: { pairs: "product", limitMinutes: 360 },
     modules: MODULES,
     tests: {
       "test/kernel/load.test.ts": "default",
@@ -102,6 +106,7 @@ export const KERNELS: readonly GuestKernel[] = [
       "test/net/asymmetric.test.ts": { default: /mode tc/, full: /bridged host with two uplinks/ },
       // Every kind of routing interface that there is.
       "test/net/matrix.test.ts": "default",
+      "test/net/xfrm.test.ts": { default: /one XFRM interface/, full: /another layout/ },
       "test/net/kinds-failover.test.ts": "full",
       "test/net/kinds-attach.test.ts": "full",
       "test/net/vlan.test.ts": { default: /QinQ.* IPv4/, full: /802.1Q/ },

@@ -7,6 +7,9 @@ import { Unavailable } from "./image.ts";
 import { type GuestKernel, KERNELS, type Lane } from "./kernels.ts";
 import { type GuestTest, type Selection, selectTests } from "./results.ts";
 
+/** In no lane: `make test-matrix` names it. */
+const MATRIX = "test/matrix/product.matrix.ts";
+
 function laneOf(word: string): Lane {
   if (word === "default" || word === "full") return word;
   throw new Error(`LASTHOP_VM_LANE is ${JSON.stringify(word)}; it is default or full`);
@@ -26,7 +29,9 @@ export async function defineGuestTests(series: string): Promise<void> {
   const files = Object.keys(selection);
   let guest: GuestRun;
   try {
-    guest = await runGuest(kernel, selection, kernel.limitMinutes[lane]);
+    const isMatrix = files.includes(MATRIX);
+    const limitMinutes = isMatrix ? kernel.matrix.limitMinutes : kernel.limitMinutes[lane];
+    guest = await runGuest(kernel, selection, limitMinutes);
   } catch (error) {
     if (!(error instanceof Unavailable)) throw error;
     test(`Linux ${series}: ${files.length} test files`, ({ skip }) => skip(error.message));
