@@ -79,6 +79,7 @@ enum interface_flag {
 	INTERFACE_LOWER = 1 << 9,	  /* what is beneath it is attached too, and comes first */
 	INTERFACE_CLAMP_MSS = 1 << 10,	  /* of the SYN and SYN-ACK of what is learned here */
 	INTERFACE_VIA_STACK = 1 << 11,	  /* replies go through the host's routing, with its mark */
+	INTERFACE_XFRM_ID = 1 << 12, /* shared XFRM interface: an interface id with each packet */
 };
 
 /* A flow's life. TCP walks through all of them, the others through NEW, REPLIED, ESTABLISHED. */
@@ -125,6 +126,7 @@ enum encapsulation_flag {
 	ENCAPSULATION_TUNNEL = 1 << 0, /* the tunnel key of a shared device */
 	ENCAPSULATION_LABELS = 1 << 1, /* an MPLS label stack */
 	ENCAPSULATION_IPSEC = 1 << 2,  /* an IPsec policy without an interface of its own */
+	ENCAPSULATION_XFRM = 1 << 3,   /* beside TUNNEL: the id is that of an XFRM interface */
 };
 
 enum origin {

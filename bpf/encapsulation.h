@@ -10,6 +10,7 @@
 #include <linux/if_ether.h>
 #include "frame.h"
 #include "maps.h"
+#include "xfrm.h"
 
 /* Flags of struct bpf_tunnel_key.tunnel_flags (include/net/ip_tunnels.h). */
 #define TUNNEL_FLAG_CSUM      bpf_htons(0x01)
@@ -83,7 +84,10 @@ bottom:
 	return PARSED;
 }
 
-/* A shared tunnel device leaves the outer header's addresses and id with the packet. */
+/*
+ * A shared tunnel device leaves the outer header's addresses and id with the packet. Returns flags
+ * of enum encapsulation_flag, -1 if that went wrong.
+ */
 static __noinline int tunnel_key_read(struct __sk_buff *skb)
 {
 	struct encapsulation *e = encapsulation_scratch();
@@ -91,7 +95,7 @@ static __noinline int tunnel_key_read(struct __sk_buff *skb)
 	struct tunnel_key *to;
 
 	if (!e)
-		return REASON_ERROR;
+		return -1;
 	to = &e->tunnel;
 	__builtin_memset(to, 0, sizeof(*to));
 	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_FLAGS)) {
@@ -105,12 +109,33 @@ static __noinline int tunnel_key_read(struct __sk_buff *skb)
 		__builtin_memcpy(to->local, key.local_ipv6, 16);
 	} else {
 		/* Of the same device, but not from a tunnel. */
-		return PARSED;
+		return 0;
 	}
 	to->id = key.tunnel_id;
 	to->flags = key.tunnel_flags & TUNNEL_FLAGS_KEPT;
 	to->tos = key.tunnel_tos & DSCP_MASK;
 	return ENCAPSULATION_TUNNEL;
+}
+
+/* The same of a shared XFRM interface: what xfrm_in found out. */
+static __noinline int xfrm_id_read(struct __sk_buff *skb)
+{
+	struct encapsulation *e = encapsulation_scratch();
+
+	if (!e)
+		return -1;
+	if (skb->cb[XFRM_CB_MARK] != XFRM_MARK)
+		return 0;
+	__builtin_memset(&e->tunnel, 0, sizeof(e->tunnel));
+	e->tunnel.id = skb->cb[XFRM_CB_ID];
+	return ENCAPSULATION_TUNNEL | ENCAPSULATION_XFRM;
+}
+
+/* For xfrm_out. */
+static __always_inline void xfrm_id_write(struct __sk_buff *skb, const struct last_hop *record)
+{
+	skb->cb[XFRM_CB_ID] = record->encapsulation.tunnel.id;
+	skb->cb[XFRM_CB_MARK] = XFRM_MARK;
 }
 
 /* Gives the reply's frame to the tunnel device with the key of the request. */

@@ -83,6 +83,8 @@ struct decision {
 	__u8 verdict;
 	__u8 state;
 	__u8 flags;
+	bool routed; /* redirect with a route of its own: a shared XFRM interface sends nothing
+			without */
 };
 
 /* Three halfwords: MACs stand at even offsets, and the verifier wants the stack aligned. */

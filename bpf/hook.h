@@ -188,15 +188,14 @@ static __always_inline int parse_linear(struct __sk_buff *skb, struct packet *p,
 static __always_inline int encapsulation_read(struct __sk_buff *skb, struct packet *p,
 					      const struct interface *in)
 {
-	int rc;
+	int found;
 
-	if (!(in->flags & INTERFACE_TUNNEL_KEY))
+	if (!(in->flags & (INTERFACE_TUNNEL_KEY | INTERFACE_XFRM_ID)))
 		return PARSED;
-	rc = tunnel_key_read(skb);
-	if (rc == REASON_ERROR)
-		return rc;
-	if (rc == ENCAPSULATION_TUNNEL)
-		p->encapsulated |= ENCAPSULATION_TUNNEL;
+	found = in->flags & INTERFACE_XFRM_ID ? xfrm_id_read(skb) : tunnel_key_read(skb);
+	if (found < 0)
+		return REASON_ERROR;
+	p->encapsulated |= found;
 	return PARSED;
 }
 

@@ -74,7 +74,8 @@ int reply_tc(struct __sk_buff *skb)
 			    : no_vm_reason(&packet, now.in);
 	if (reason == REASON_REDIRECT) {
 		decision.verdict = VERDICT_REDIRECT;
-		action = bpf_redirect(decision.out_ifindex, 0);
+		action = decision.routed ? bpf_redirect_neigh(decision.out_ifindex, NULL, 0, 0)
+					 : bpf_redirect(decision.out_ifindex, 0);
 	} else if (reason == REASON_DEVICE_DROP) {
 		decision.verdict = VERDICT_DROP;
 		action = TC_ACT_SHOT;

@@ -402,8 +402,13 @@ static __always_inline int reply_send(struct __sk_buff *skb, const struct packet
 		count_reply(stats, p);
 		return reply_via_stack(skb, in, record);
 	}
-	if ((record->encapsulated & ENCAPSULATION_TUNNEL) && !tunnel_key_write(skb, record))
+	if (record->encapsulated & ENCAPSULATION_XFRM) {
+		xfrm_id_write(skb, record);
+		d->routed = true;
+	} else if ((record->encapsulated & ENCAPSULATION_TUNNEL) &&
+		   !tunnel_key_write(skb, record)) {
 		return REASON_ERROR;
+	}
 	if ((routed || record->kind == LAST_HOP_IP) && !reply_decrement_ttl(skb, p))
 		return REASON_ERROR;
 	if ((p->tag_count || record->tags[0].proto) && !reply_retag(skb, p, record))

@@ -101,7 +101,8 @@ install_example() {
 }
 
 install_all() {
-	[ -e dist/cli/main.js ] && [ -e dist/bpf/lasthop.bpf.o ] || fail "nothing is built yet: run \`make build\`"
+	[ -e dist/cli/main.js ] && [ -e dist/bpf/lasthop.bpf.o ] && [ -e dist/bpf/xfrm.bpf.o ] ||
+		fail "nothing is built yet: run \`make build\`"
 	for needed in dist/man/lasthop.8 packaging/lasthop.service; do
 		[ -e "$needed" ] || fail "$needed is missing: run \`make build\`"
 	done

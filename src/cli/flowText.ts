@@ -21,8 +21,9 @@ export function tags(list: readonly VlanTag[]): string {
   return list.map((tag) => `${tag.protocol === "802.1ad" ? "ad " : ""}${tag.vid}`).join(" > ");
 }
 
-/** `192.0.2.2 id 100`: the far end of a tunnel, and which one. */
+/** `192.0.2.2 id 100`: the far end of a tunnel, and which one; `if_id 7` of a shared XFRM interface. */
 export function tunnelText({ remote, id }: TunnelEnds): string {
+  if (remote === null) return `if_id ${id}`;
   return id === null ? remote : `${remote} id ${id}`;
 }
 

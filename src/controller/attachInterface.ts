@@ -66,7 +66,7 @@ export function prepare(
   const decision = decide(observed, link, now, settings);
   const wanted = wantedFor(observed, link, now, settings, taken, company);
   now.outdated = isOutdated(observed, now, wanted);
-  const changes = changesOf(now, { ...wanted, hook: decision.hook }, observed.programs);
+  const changes = changesOf(now, { ...wanted, hook: decision.hook }, observed);
   return { link, now, wanted, decision, changes, warnings: warningsOf(now, wanted, decision.hook) };
 }
 
@@ -86,8 +86,8 @@ function currentOf(observed: Observed, link: Link, returned: InterfaceEntry | un
     ...(returned && { returned }),
   };
   if (!there) return common;
-  const { entry, attachments, budget, exclusions, egress } = there;
-  return { ...common, entry, attachments, budget, exclusions, egress };
+  const { link: _, ...rest } = there;
+  return { ...common, ...rest };
 }
 
 /** A mode that is not given leaves the hook as it is, if it suits the role; so does `auto` of the configuration. */

@@ -11,9 +11,10 @@ import { hookChanges, hookSteps, type Progress } from "./hookSteps.ts";
 import { bridgeEntry, entryChanges, entryOf, macBytes, OTHER_HOOK, type WantedAt } from "./interfaceEntry.ts";
 import { setState } from "./lastHopFacts.ts";
 import { countLastHops, type RemapTarget, remapLastHops } from "./lastHops.ts";
-import { isGone, type ObservedInterface, type Programs, type Surroundings } from "./observe.ts";
+import { isGone, type Observed, type ObservedInterface, type Surroundings } from "./observe.ts";
 import type { Step } from "./steps.ts";
 import { inZone, type KnownVm, newVms, removeVms, restoreVms, vmsOf } from "./vms.ts";
+import { xfrmChanges, xfrmSteps } from "./xfrmSteps.ts";
 
 /** How it is attached now. */
 export interface Current extends Partial<Omit<ObservedInterface, "link">> {
@@ -44,17 +45,23 @@ export function attachSteps(around: Surroundings, now: Current, wanted: WantedAt
     ...lastHopSteps(around, now, wanted),
     ...budgetSteps(around, now, wanted),
     ...returnSteps(around, now, wanted),
+    ...xfrmSteps(around, wanted),
     ...hook.after,
   ];
 }
 
 /** What attachSteps would change, for people; empty if nothing. `programs` is null where there are none yet. */
-export function changesOf(now: Current, wanted: WantedAt, programs: Programs | null): string[] {
+export function changesOf(
+  now: Current,
+  wanted: WantedAt,
+  { programs, xfrmPrograms }: Pick<Observed, "programs" | "xfrmPrograms">,
+): string[] {
   const id = programs?.(wanted.role, wanted.hook) ?? 0;
   const entry = now.entry ? entryChanges(now.entry, entryOf(wanted, id), wanted) : [];
   return [
     ...entry,
     ...hookChanges(now, wanted, id),
+    ...xfrmChanges(now, wanted, xfrmPrograms),
     ...(now.entry && now.egress !== wanted.link.ifindex ? ["replies can leave by it again"] : []),
     ...(now.entry && budgetDiffers(now, wanted) ? [budgetText(wanted)] : []),
     ...(now.entry && exclusionsDiffer(now, wanted) ? ["exclusions"] : []),

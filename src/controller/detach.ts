@@ -20,6 +20,7 @@ import { bridgeEntry } from "./interfaceEntry.ts";
 import { isGone, type ObservedInterface, type StrayFilter, type Surroundings } from "./observe.ts";
 import type { Step } from "./steps.ts";
 import { forgetVmsWithoutTap } from "./vms.ts";
+import { xfrmDetachSteps } from "./xfrmSteps.ts";
 
 export { isAttached } from "./observe.ts";
 
@@ -49,12 +50,11 @@ export function goneSteps(around: Surroundings, observed: ObservedInterface, kee
   ];
 }
 
-function programSteps(
-  { instance, netlink }: Surroundings,
-  { entry, attachments, link }: ObservedInterface,
-): Step[] {
+function programSteps(around: Surroundings, observed: ObservedInterface): Step[] {
+  const { instance, netlink } = around;
+  const { entry, attachments, link } = observed;
   const { ifindex, flags } = entry;
-  const programs = attachments.map(({ role, hook, alive }): Step => {
+  const own = attachments.map(({ role, hook, alive }): Step => {
     const place = { ifindex, role, hook };
     const isThere = alive && link !== undefined;
     return {
@@ -63,6 +63,7 @@ function programSteps(
       undo: isThere ? () => attachAt(instance, place) : nothing,
     };
   });
+  const programs = [...own, ...xfrmDetachSteps(around, observed)];
   if ((flags & INTERFACE_FLAG.QDISC_OURS) === 0 || link === undefined) return programs;
   let removed = false;
   const qdisc: Step = {

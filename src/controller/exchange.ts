@@ -22,6 +22,7 @@ import { type Build, readIdentity, writeIdentity, writeLayout } from "../kernel/
 import type { Instance } from "../kernel/instance.ts";
 import { makeDirectories, namesIn } from "../kernel/pinRoot.ts";
 import { renewTunnelProgram } from "../kernel/tunnelAttachment.ts";
+import { withXfrmPrograms, xfrmProgramIds } from "../kernel/xfrmObject.ts";
 import { BpfLink, BpfMap, BpfObject, BpfProgram, clsact } from "../libbpf/index.ts";
 import { Tables } from "../tables/index.ts";
 import { copyFlows } from "./copyFlows.ts";
@@ -143,6 +144,9 @@ function stage(instance: Instance, staged: Staged, build: Build, sizes: Sizes): 
   for (const kind of ["maps", "programs"] as const) makeDirectories(join(staged.path, kind));
   for (const name of names) if (!kept.includes(name)) object.map(name).pin(staged.pin("maps", name));
   for (const name of object.programNames()) object.program(name).pin(staged.pin("programs", name));
+  if (xfrmProgramIds(instance).size > 0) {
+    withXfrmPrograms((name, program) => program.pin(staged.pin("programs", name)));
+  }
 }
 
 /** From here on what one of the programs misses it looks for in the other table. */

@@ -5,6 +5,7 @@ import { encode, type StructInput } from "../abi/codec.ts";
 import { HOOK, INTERFACE_FLAG, ORIGIN, POLICY, ROLE } from "../abi/layout.gen.ts";
 import { parseMac } from "../addresses.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
+import { isSharedXfrm } from "../kernel/xfrmObject.ts";
 import type { Hook } from "../ops/types.ts";
 import type { InterfaceEntry } from "../tables/index.ts";
 import { type Beneath, beneathFields } from "./beneath.ts";
@@ -60,13 +61,18 @@ export function entryOf(wanted: WantedAt, programId: number): InterfaceEntry {
 
 /** What the host says of it. */
 function foundFlags({ link, role, portBlocked, beneath }: WantedAt): number {
-  const { PORT_BLOCKED, NO_LINK_LAYER, TUNNEL_KEY, LOWER } = INTERFACE_FLAG;
+  const { PORT_BLOCKED, NO_LINK_LAYER, LOWER } = INTERFACE_FLAG;
   return (
     (portBlocked ? PORT_BLOCKED : 0) |
     (link.ethernet ? 0 : NO_LINK_LAYER) |
-    (role === "uplink" && link.external ? TUNNEL_KEY : 0) |
+    (role === "uplink" ? sharedFlag(link) : 0) |
     (beneath ? LOWER : 0)
   );
+}
+
+function sharedFlag(link: Link): number {
+  if (!link.external) return 0;
+  return isSharedXfrm(link) ? INTERFACE_FLAG.XFRM_ID : INTERFACE_FLAG.TUNNEL_KEY;
 }
 
 export const OTHER_HOOK = "another hook";

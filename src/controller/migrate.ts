@@ -30,7 +30,13 @@ import {
   removeInstance,
   requireOwnNetns,
 } from "../kernel/instance.ts";
-import { isTunnelProgram, renewTunnelProgram, tunnelLinks } from "../kernel/tunnelAttachment.ts";
+import {
+  isTunnelProgram,
+  isXfrmProgram,
+  renewTunnelProgram,
+  tunnelLinks,
+} from "../kernel/tunnelAttachment.ts";
+import { pinXfrmPrograms } from "../kernel/xfrmObject.ts";
 import { BpfLink, type BpfMap, BpfProgram, clsact, isErrno } from "../libbpf/index.ts";
 import { Tables } from "../tables/index.ts";
 import { copyFlows } from "./copyFlows.ts";
@@ -361,6 +367,7 @@ function switchFilters(old: FormerInstance, instance: Instance, done: Switched[]
 function switchTunnels(old: FormerInstance, instance: Instance, done: Switched[]): void {
   const { tunnels } = new Tables(instance);
   for (const { ifindex } of tunnels.list()) tunnels.beginCounting(ifindex);
+  if (old.programNames().some((name) => isXfrmProgram(name))) pinXfrmPrograms(instance);
   for (const { name, program } of tunnelLinks(old)) {
     using link = BpfLink.openPinned(old.linkPath(name));
     const { ifindex, programId } = link.info();

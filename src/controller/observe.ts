@@ -24,11 +24,14 @@ import type { Instance } from "../kernel/instance.ts";
 import type { Netlink } from "../kernel/netlink.ts";
 import type { Filter, Link } from "../kernel/rtnetlink.ts";
 import { usesTcx } from "../kernel/tc.ts";
+import { type TunnelAttachment, type TunnelProgram, tunnelAttachmentAt } from "../kernel/tunnelAttachment.ts";
+import { xfrmProgramIds } from "../kernel/xfrmObject.ts";
 import type { Device, InterfaceEntry, Tables } from "../tables/index.ts";
 import type { Guests } from "./desired.ts";
 import { type HostFacts, once } from "./hostFacts.ts";
 import { type LabelStacks, readLabelStacks } from "./labelStacks.ts";
 import { type LastHopFacts, lastHopFacts, NO_LAST_HOPS } from "./lastHopFacts.ts";
+import { xfrmPlacesOf } from "./tunnelSpec.ts";
 
 export interface Surroundings {
   instance: Instance;
@@ -47,6 +50,8 @@ export interface ObservedInterface {
   exclusions: Buffer | null;
   /** Where its slot sends. */
   egress: number | undefined;
+  /** Of a shared XFRM interface: the programs that follow its interface ids. */
+  xfrm: readonly TunnelAttachment[];
 }
 
 /** A clsact filter at the place of ours that is not attached to an entry. */
@@ -64,6 +69,8 @@ export interface Observed {
   host: HostFacts;
   /** Null: there are no tables yet. */
   programs: Programs | null;
+  /** Ids of those that are pinned. */
+  xfrmPrograms: ReadonlyMap<TunnelProgram, number>;
   interfaces: ObservedInterface[];
   /** By ifindex. */
   bridges: ReadonlyMap<number, InterfaceEntry>;
@@ -98,6 +105,7 @@ function nothing(host: HostFacts): Observed {
   return {
     host,
     programs: null,
+    xfrmPrograms: new Map(),
     interfaces: [],
     bridges: new Map(),
     unfinished: [],
@@ -137,9 +145,11 @@ export function observe({ instance, tables, netlink }: Surroundings, host: HostF
   return {
     ...nothing(host),
     programs,
-    interfaces: [...present.values()].map((entry) =>
-      observeInterface(tables, host, entry, attachments.get(entry.ifindex) ?? []),
-    ),
+    xfrmPrograms: xfrmProgramIds(instance),
+    interfaces: [...present.values()].map((entry) => ({
+      ...observeInterface(tables, host, entry, attachments.get(entry.ifindex) ?? []),
+      xfrm: xfrmPlacesOf(entry).flatMap((place) => tunnelAttachmentAt(instance, place) ?? []),
+    })),
     bridges: new Map(
       entries.filter((entry) => entry.role === ROLE.BRIDGE).map((entry) => [entry.ifindex, entry]),
     ),
@@ -182,7 +192,7 @@ function observeInterface(
   host: HostFacts,
   entry: InterfaceEntry,
   attachments: readonly Attachment[],
-): ObservedInterface {
+): Omit<ObservedInterface, "xfrm"> {
   const link = host.link(entry.ifindex);
   // Links that are pinned but dead: the netdev that they were on has gone.
   const isReplaced = attachments.length > 0 && attachments.every(({ alive }) => !alive);

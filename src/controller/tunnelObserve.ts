@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is there of tunnels: netdevs, table rows and programs. Reads only, and what takes a call a tunnel only when asked.
 
-import { existsSync } from "node:fs";
 import { TUNNEL_FILTER } from "../config/defaults.ts";
 import { LasthopError } from "../errors.ts";
 import { sendOffloads } from "../kernel/ethtool.ts";
@@ -18,14 +17,14 @@ import {
   type TunnelAttachment,
   type TunnelPlace,
   type TunnelProgram,
+  tunnelAttachmentAt,
   tunnelAttachments,
 } from "../kernel/tunnelAttachment.ts";
 import { type TunnelNames, tunnelNames } from "../kernel/tunnelNames.ts";
-import { BpfLink, clsact } from "../libbpf/index.ts";
 import { Tables, type TunnelKey, type TunnelRow } from "../tables/index.ts";
 import { type HostFacts, once } from "./hostFacts.ts";
 import type { Surroundings } from "./observe.ts";
-import { placesOf } from "./tunnelSpec.ts";
+import { placesOf, xfrmPlacesOf } from "./tunnelSpec.ts";
 
 /** One tunnel's surroundings, as they are when they are asked for. */
 export interface TunnelSight {
@@ -52,6 +51,8 @@ export interface ObservedTunnels {
   /** All keys, and where they lead. */
   keys: readonly (readonly [TunnelKey, number])[];
   attachments: readonly TunnelAttachment[];
+  /** Where the attached interfaces need programs of tunnels. */
+  xfrm: readonly TunnelPlace[];
   sight: TunnelSight;
 }
 
@@ -65,6 +66,7 @@ export function observeTunnels(around: Surroundings, host: HostFacts): ObservedT
     rows: tables.tunnels.list(),
     keys,
     attachments: tunnelAttachments(instance, netlink),
+    xfrm: tables.interfaces.list().flatMap(xfrmPlacesOf),
     sight: {
       ...tunnelSight(around),
       keysOf: (ifindex) => keys.filter(([, to]) => to === ifindex).map(([key]) => key),
@@ -80,6 +82,7 @@ export function observeNoTunnels(host: HostFacts, pinRoot: string): ObservedTunn
     rows: [],
     keys: [],
     attachments: [],
+    xfrm: [],
     sight: {
       names: tunnelNames(pinRoot),
       tcx: usesTcx(LOOPBACK),
@@ -116,40 +119,27 @@ export function tunnelSight({ instance, tables, netlink }: Surroundings): Tunnel
     programId: (program) => instance.program(program).info().id,
     attachmentAt: (place) => {
       refuseForeign(netlink, place);
-      return attachmentAt(instance, place);
+      return tunnelAttachmentAt(instance, place);
     },
     details: (ifindex) => linkDetails(netlink, ifindex),
     sendOffloads: (name) => sendOffloads(name) ?? [],
   };
 }
 
-/** Those that run for the tunnels of the tables, each where it belongs. */
+/** Those that run for the tunnels and the shared XFRM interfaces of the tables, each where it belongs. */
 export function tunnelPrograms(instance: Instance): TunnelAttachment[] {
-  const { tunnels } = new Tables(instance);
-  const places = tunnels
-    .list()
-    .filter((row) => row.peer_ifindex !== 0)
-    .flatMap(placesOf);
+  const { tunnels, interfaces } = new Tables(instance);
+  const builtin = tunnels.list().filter((row) => row.peer_ifindex !== 0);
+  const places = [...builtin.flatMap(placesOf), ...interfaces.list().flatMap(xfrmPlacesOf)];
   const one = new Map(places.map((place) => [placeKey(place), place]));
   return [...one.values()].flatMap((place) => {
-    const found = attachmentAt(instance, place);
+    const found = tunnelAttachmentAt(instance, place);
     return found?.alive ? [found] : [];
   });
 }
 
-function attachmentAt(instance: Instance, place: TunnelPlace): TunnelAttachment | undefined {
-  return pinnedAt(instance.linkPath(placeKey(place)), place) ?? filterAt(place);
-}
-
-function pinnedAt(path: string, { ifindex, program }: TunnelPlace): TunnelAttachment | undefined {
-  if (!existsSync(path)) return undefined;
-  using link = BpfLink.openPinned(path);
-  const info = link.info();
-  return { ifindex, program, hook: "tcx", programId: info.programId, alive: info.ifindex === ifindex };
-}
-
 /** Throws E_FOREIGN where another filter has the place of ours. */
-function refuseForeign(netlink: Netlink, { ifindex, program }: TunnelPlace): void {
+export function refuseForeign(netlink: Netlink, { ifindex, program }: TunnelPlace): void {
   const { handle, priority } = TUNNEL_FILTER;
   const direction = DIRECTIONS[program];
   const found = netlink
@@ -163,9 +153,4 @@ function refuseForeign(netlink: Netlink, { ifindex, program }: TunnelPlace): voi
       hint: `See whose it is: \`tc filter show dev IFACE ${direction}\`. Its owner can give it another priority.`,
     },
   );
-}
-
-function filterAt({ ifindex, program }: TunnelPlace): TunnelAttachment | undefined {
-  const found = clsact.query({ ifindex, direction: DIRECTIONS[program], ...TUNNEL_FILTER });
-  return found && { ifindex, program, hook: "clsact", programId: found.programId, alive: true };
 }

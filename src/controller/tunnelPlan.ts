@@ -276,7 +276,7 @@ function planStrays(
   observed: ObservedTunnels,
   before: readonly TunnelAction[],
 ): TunnelAction[] {
-  const { host, rows, attachments } = observed;
+  const { host, rows, attachments, xfrm } = observed;
   const names = new Set(tunnels.map(({ name }) => name));
   const changed = new Map(before.flatMap(changedRows).map((row) => [row.ifindex, row]));
   const needed = new Set(
@@ -284,6 +284,7 @@ function planStrays(
       .filter((row) => row.peer_ifindex !== 0 && names.has(row.name))
       .flatMap((row) => placesOf(changed.get(row.ifindex) ?? row).map(placeKey)),
   );
+  for (const place of xfrm) needed.add(placeKey(place));
   for (const { underlay, encap, type } of tunnels) {
     const link = host.links.find((one) => one.name === underlay);
     if (link && (encap !== "device" || type === "mpls")) {

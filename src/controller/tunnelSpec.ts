@@ -3,14 +3,14 @@
 
 import { createHash } from "node:crypto";
 import { encode } from "../abi/codec.ts";
-import { LABELS_MAX, ORIGIN, TUNNEL_FLAG, TUNNEL_KIND } from "../abi/layout.gen.ts";
+import { INTERFACE_FLAG, LABELS_MAX, ORIGIN, TUNNEL_FLAG, TUNNEL_KIND } from "../abi/layout.gen.ts";
 import { mapIpv4, parseAddress, parseMac } from "../addresses.ts";
 import { VXLAN_PORT } from "../config/tunnelChecks.ts";
 import type { TunnelConfig, TunnelType } from "../config/tunnels.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
-import type { TunnelPlace } from "../kernel/tunnelAttachment.ts";
+import { type TunnelPlace, XFRM_PROGRAMS } from "../kernel/tunnelAttachment.ts";
 import type { TunnelEnds } from "../kernel/tunnelDevice.ts";
-import type { TunnelKey, TunnelRow, TunnelRowInput } from "../tables/index.ts";
+import type { InterfaceEntry, TunnelKey, TunnelRow, TunnelRowInput } from "../tables/index.ts";
 
 const IP_BYTES = { 4: 20, 6: 40 } as const;
 const UDP_BYTES = 8;
@@ -157,6 +157,12 @@ export function placesOf({ kind, ifindex, peer_ifindex, underlay }: TunnelRowInp
       ? { ifindex: peer_ifindex!, program: "tunnel_out_labels" }
       : { ifindex: ifindex!, program: "tunnel_out" };
   return [out, ...(underlay ? [{ ifindex: underlay, program: "tunnel_in" as const }] : [])];
+}
+
+/** Of a shared XFRM interface, by its entry. */
+export function xfrmPlacesOf({ ifindex, flags }: Pick<InterfaceEntry, "ifindex" | "flags">): TunnelPlace[] {
+  if ((flags & INTERFACE_FLAG.XFRM_ID) === 0 || (flags & INTERFACE_FLAG.GONE) !== 0) return [];
+  return XFRM_PROGRAMS.map((program) => ({ ifindex, program }));
 }
 
 /** The same without that on the underlay, which others may need as well. */

@@ -14,7 +14,7 @@ import type { Surroundings } from "./observe.ts";
 import type { Step } from "./steps.ts";
 import type { TunnelChange } from "./tunnelChanges.ts";
 import type { TunnelRemains } from "./tunnelPlan.ts";
-import { placesOf, placesOnNetdevs } from "./tunnelSpec.ts";
+import { placesOf, placesOnNetdevs, xfrmPlacesOf } from "./tunnelSpec.ts";
 
 const nothing = (): void => undefined;
 
@@ -123,7 +123,8 @@ export function strayStep(around: Surroundings, stray: TunnelAttachment): Step {
   const remove = (): void => {
     // A tunnel that was made meanwhile may have the place.
     const rows = tables.tunnels.list().filter((row) => row.peer_ifindex !== 0);
-    const needed = rows.flatMap(placesOf).some((place) => placeKey(place) === placeKey(stray));
+    const places = [...rows.flatMap(placesOf), ...tables.interfaces.list().flatMap(xfrmPlacesOf)];
+    const needed = places.some((place) => placeKey(place) === placeKey(stray));
     if (!(needed && stray.alive)) detachTunnelProgram(instance, netlink, stray);
   };
   return { done: null, do: remove, undo: nothing };

@@ -18,7 +18,16 @@ const KEY = Buffer.alloc(4);
 
 /** The compiled BPF object of this build: beside the compiled modules, or in dist/ when the sources run. */
 export function objectPath(): string {
-  const candidates = ["../bpf/lasthop.bpf.o", "../../dist/bpf/lasthop.bpf.o"];
+  return compiled("lasthop.bpf.o");
+}
+
+/** That of shared XFRM interfaces. */
+export function xfrmObjectPath(): string {
+  return compiled("xfrm.bpf.o");
+}
+
+function compiled(name: string): string {
+  const candidates = [`../bpf/${name}`, `../../dist/bpf/${name}`];
   const paths = candidates.map((path) => fileURLToPath(new URL(path, import.meta.url)));
   const found = paths.find((path) => existsSync(path));
   if (found !== undefined) return found;
@@ -29,7 +38,7 @@ export function objectPath(): string {
 
 export interface Build {
   path: string;
-  /** SHA-256 of the object file, hexadecimal. */
+  /** SHA-256 of the object files, hexadecimal. */
   object: string;
   /** Of the package. */
   version: string;
@@ -41,7 +50,8 @@ let build: Build | undefined;
 export function thisBuild(): Build {
   if (!build) {
     const path = objectPath();
-    const object = createHash("sha256").update(readFileSync(path)).digest("hex");
+    const hash = createHash("sha256").update(readFileSync(path)).update(readFileSync(xfrmObjectPath()));
+    const object = hash.digest("hex");
     build = { path, object, version: packageVersion() };
   }
   return build;

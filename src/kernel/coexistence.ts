@@ -10,6 +10,7 @@ import { walk } from "./libvirt.ts";
 import { netnsInode } from "./probe.ts";
 import type { Link } from "./rtnetlink.ts";
 import { isHiddenEnd } from "./tunnelNames.ts";
+import { followsInterfaceIds, isSharedXfrm } from "./xfrmObject.ts";
 
 export interface Refusal {
   /** A clause: "it is the loopback interface". */
@@ -84,10 +85,10 @@ function refuseByKind(link: Link): Refusal | null {
           }
         : null;
     case "xfrm":
-      return link.external
+      return isSharedXfrm(link) && !followsInterfaceIds()
         ? {
-            why: "it is a shared XFRM interface, and its interface ids are not followed",
-            hint: "Make one for each security association: `ip link add … type xfrm if_id N`.",
+            why: "it is a shared XFRM interface, and this kernel does not tell programs its interface ids",
+            hint: "Linux 6.2 and later do; else make one for each: `ip link add … type xfrm if_id N`.",
           }
         : null;
     case "openvswitch":

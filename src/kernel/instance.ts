@@ -52,7 +52,7 @@ export class Instance {
   program(name: string): BpfProgram {
     let program = this.#programs.get(name);
     if (!program) {
-      program = BpfProgram.openPinned(join(this.path, "programs", name));
+      program = BpfProgram.openPinned(this.programPath(name));
       this.#programs.set(name, program);
     }
     return program;
@@ -68,6 +68,10 @@ export class Instance {
 
   linkNames(): string[] {
     return namesIn(join(this.path, "links"));
+  }
+
+  programPath(name: string): string {
+    return join(this.path, "programs", name);
   }
 
   linkPath(name: string): string {

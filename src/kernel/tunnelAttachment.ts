@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The programs of built-in tunnels: what is there, put it there, take it away. As with uplinks and taps a TCX program
-// is held by a pinned link, links/PROGRAM-IFINDEX, and a clsact filter holds itself.
+// The programs of built-in tunnels and of shared XFRM interfaces: what is there, put it there, take it away. As with
+// uplinks and taps a TCX program is held by a pinned link, links/PROGRAM-IFINDEX, and a clsact filter holds itself.
 
 import { existsSync } from "node:fs";
 import { TUNNEL_FILTER } from "../config/defaults.ts";
@@ -10,7 +10,10 @@ import type { Instance } from "./instance.ts";
 import type { Netlink } from "./netlink.ts";
 import { type Filter, TC_PARENT_EGRESS, TC_PARENT_INGRESS } from "./rtnetlink.ts";
 
-export const TUNNEL_PROGRAMS = ["tunnel_in", "tunnel_out", "tunnel_out_labels"] as const;
+/** On each shared XFRM interface; pinned only where there was one (xfrmObject.ts). */
+export const XFRM_PROGRAMS = ["xfrm_in", "xfrm_out"] as const;
+export const TUNNEL_PROGRAMS = ["tunnel_in", "tunnel_out", "tunnel_out_labels", ...XFRM_PROGRAMS] as const;
+export type XfrmProgram = (typeof XFRM_PROGRAMS)[number];
 export type TunnelProgram = (typeof TUNNEL_PROGRAMS)[number];
 
 /** Each program belongs on one side of an interface. */
@@ -18,13 +21,15 @@ export const DIRECTIONS: Readonly<Record<TunnelProgram, Direction>> = {
   tunnel_in: "ingress",
   tunnel_out: "egress",
   tunnel_out_labels: "ingress",
+  xfrm_in: "ingress",
+  xfrm_out: "egress",
 };
 
 export const PARENTS: Readonly<Record<Direction, number>> = {
   ingress: TC_PARENT_INGRESS,
   egress: TC_PARENT_EGRESS,
 };
-const LINK_NAME = /^(tunnel_in|tunnel_out|tunnel_out_labels)-(\d+)$/;
+const LINK_NAME = new RegExp(`^(${TUNNEL_PROGRAMS.join("|")})-(\\d+)$`);
 
 export interface TunnelPlace {
   ifindex: number;
@@ -44,6 +49,10 @@ export function placeKey({ ifindex, program }: TunnelPlace): string {
 
 export function isTunnelProgram(name: string): name is TunnelProgram {
   return (TUNNEL_PROGRAMS as readonly string[]).includes(name);
+}
+
+export function isXfrmProgram(name: string): name is XfrmProgram {
+  return (XFRM_PROGRAMS as readonly string[]).includes(name);
 }
 
 /** Whether a filter runs a tunnel's program of some instance of lasthop: libbpf names filters `PROGRAM:[ID]`. */
@@ -78,6 +87,23 @@ export function tunnelAttachments(instance: Instance, netlink: Netlink): TunnelA
   return [...links, ...tunnelFilters(netlink, tunnelProgramIds(instance))];
 }
 
+/** What of ours is at a place, also if its interface has gone. */
+export function tunnelAttachmentAt(instance: Instance, place: TunnelPlace): TunnelAttachment | undefined {
+  return pinnedAt(instance.linkPath(placeKey(place)), place) ?? filterAt(place);
+}
+
+function pinnedAt(path: string, { ifindex, program }: TunnelPlace): TunnelAttachment | undefined {
+  if (!existsSync(path)) return undefined;
+  using link = BpfLink.openPinned(path);
+  const info = link.info();
+  return { ifindex, program, hook: "tcx", programId: info.programId, alive: info.ifindex === ifindex };
+}
+
+function filterAt({ ifindex, program }: TunnelPlace): TunnelAttachment | undefined {
+  const found = clsact.query({ ifindex, direction: DIRECTIONS[program], ...TUNNEL_FILTER });
+  return found && { ifindex, program, hook: "clsact", programId: found.programId, alive: true };
+}
+
 function tunnelFilters(netlink: Netlink, own: ReadonlyMap<number, TunnelProgram>): TunnelAttachment[] {
   const { handle, priority } = TUNNEL_FILTER;
   const found: TunnelAttachment[] = [];
@@ -94,7 +120,7 @@ function tunnelFilters(netlink: Netlink, own: ReadonlyMap<number, TunnelProgram>
   return found;
 }
 
-/** Behind whatever else is there. */
+/** Behind whatever else is there; but what xfrm_in tells learn_tc it has to tell before. */
 export function attachTunnelProgram(
   instance: Instance,
   place: TunnelPlace,
@@ -112,7 +138,7 @@ export function attachTunnelProgram(
   // That of an interface that has gone, whose index another has.
   if (existsSync(path)) detachLink(instance, placeKey(place));
   // Not pinned, the link goes with its descriptor.
-  using link = BpfLink.attachTcx(program, ifindex, direction);
+  using link = BpfLink.attachTcx(program, ifindex, direction, name === "xfrm_in" ? "first" : "last");
   link.pin(path);
 }
 

@@ -13,6 +13,9 @@ const BPF_TRACE_ITER = 28;
 const BPF_XDP = 37;
 const BPF_TCX = { ingress: 46, egress: 47 } as const;
 
+/** Relative to nothing: before all (linux/bpf.h). */
+const BPF_F_BEFORE = 1 << 3;
+
 const XDP_FLAGS = { generic: 1 << 1, native: 1 << 2 } as const;
 
 /** enum bpf_link_type. Our own list: libbpf 1.1 does not know the later ones. */
@@ -57,13 +60,20 @@ export class BpfLink extends Handle {
   }
 
   /**
-   * Attaches a SCHED_CLS program behind those already there. Throws E_BPF: ENODEV if there is no such interface,
+   * Attaches a SCHED_CLS program behind those already there, or before them. Throws E_BPF: ENODEV if there is no such interface,
    * EINVAL on kernels before 6.6 (use clsact there). (bpf_link_create)
    */
-  static attachTcx(program: BpfProgram, ifindex: number, direction: Direction): BpfLink {
-    // libbpf 1.1 knows nothing of TCX: without options it hands the type through to the kernel.
+  static attachTcx(
+    program: BpfProgram,
+    ifindex: number,
+    direction: Direction,
+    place: "first" | "last" = "last",
+  ): BpfLink {
+    // libbpf 1.1 knows nothing of TCX: type and flags it hands through to the kernel, nothing else.
+    const opts =
+      place === "first" ? new Struct("bpf_link_create_opts").setU32("flags", BPF_F_BEFORE).bytes : null;
     const fd = check(
-      native.bpf_link_create(program.fd, ifindex, BPF_TCX[direction], null),
+      native.bpf_link_create(program.fd, ifindex, BPF_TCX[direction], opts),
       () => `cannot attach the program ${program.name} by TCX to the ${direction} of interface ${ifindex}`,
     );
     return new BpfLink(fd, `${program.name} on ${ifindex}`);

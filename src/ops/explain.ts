@@ -249,7 +249,8 @@ function concludeStack(now: Situation): string {
 function placeWords(record: LastHopRecord, name: string): string {
   const { mac, tunnel } = lastHopPlace(record);
   const id = tunnel?.id == null ? "" : ` with id ${tunnel.id}`;
-  const inside = tunnel === null ? "" : `, in the tunnel to ${tunnel.remote}${id}`;
+  const to = tunnel?.remote == null ? "" : ` to ${tunnel.remote}`;
+  const inside = tunnel === null ? "" : `, in the tunnel${to}${id}`;
   return `${mac === null ? name : `${mac} on ${name}`}${inside}`;
 }
 

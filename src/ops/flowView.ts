@@ -59,15 +59,16 @@ export function lastHopPlace(record: LastHopRecord): Omit<LastHopPlace, "interfa
   const { kind, mac, mark, tags, encapsulated, label_count, encapsulation } = record;
   const { tunnel, labels } = encapsulation;
   const has = (flag: number): boolean => (encapsulated & flag) !== 0;
+  const isXfrm = has(ENCAPSULATION_FLAG.XFRM);
   const isStack = kind === LAST_HOP_KIND.STACK;
   return {
     mac: isZero(mac) ? null : formatMac(mac),
     tags: vlanTags(tags),
     tunnel: has(ENCAPSULATION_FLAG.TUNNEL)
       ? {
-          remote: addressText(tunnel.remote),
-          local: addressText(tunnel.local),
-          id: tunnel.flags & TUNNEL_KEY ? tunnel.id : null,
+          remote: isXfrm ? null : addressText(tunnel.remote),
+          local: isXfrm ? null : addressText(tunnel.local),
+          id: isXfrm || tunnel.flags & TUNNEL_KEY ? tunnel.id : null,
         }
       : null,
     labels: has(ENCAPSULATION_FLAG.LABELS) ? labels.slice(0, label_count) : [],

@@ -4,11 +4,12 @@ import { readFileSync } from "node:fs";
 import { HOOK_NAMES, POLICY_NAMES, ROLE_NAMES } from "../abi/codec.ts";
 import { INTERFACE_FLAG, ROLE } from "../abi/layout.gen.ts";
 import { isAttached } from "../controller/detach.ts";
+import { xfrmPlacesOf } from "../controller/tunnelSpec.ts";
 import { type Attachment, attachmentsOn } from "../kernel/attachment.ts";
 import { ABI_NAME, type Instance, openInstance } from "../kernel/instance.ts";
 import { Netlink } from "../kernel/netlink.ts";
 import { type Link, TC_PARENT_INGRESS } from "../kernel/rtnetlink.ts";
-import { tunnelProgramIds } from "../kernel/tunnelAttachment.ts";
+import { tunnelAttachmentAt, tunnelProgramIds } from "../kernel/tunnelAttachment.ts";
 import { type BpfMap, tcxQuery } from "../libbpf/index.ts";
 import { type InterfaceEntry, Tables } from "../tables/index.ts";
 import type {
@@ -77,10 +78,10 @@ export function interfaceStatus(
     zone: entry.zone,
     policy: POLICY_NAMES[entry.policy] as Policy,
     program_id: attachment?.programId ?? null,
-    state: stateOf(entry, link, attachment, attachments),
+    state: stateOf(entry, link, hasTunnelPrograms(instance, entry) ? attachment : undefined, attachments),
     foreign_program_ids: link ? foreignPrograms(instance, netlink, link, hook, attachment) : [],
     link_layer: entry.flags & INTERFACE_FLAG.NO_LINK_LAYER ? "none" : "ethernet",
-    shared_tunnel: (entry.flags & INTERFACE_FLAG.TUNNEL_KEY) !== 0,
+    shared_tunnel: (entry.flags & (INTERFACE_FLAG.TUNNEL_KEY | INTERFACE_FLAG.XFRM_ID)) !== 0,
     beneath: beneathNames(entry, all),
     ...(entry.role === ROLE.UPLINK && uplinkWay(entry.mtu, entry.flags, entry.mark)),
   };
@@ -97,6 +98,11 @@ function beneathNames(entry: InterfaceEntry, all: readonly InterfaceEntry[]): st
     .map(({ name }) => name);
 }
 
+/** A shared XFRM interface takes more than its uplink's program. */
+function hasTunnelPrograms(instance: Instance, entry: InterfaceEntry): boolean {
+  return xfrmPlacesOf(entry).every((place) => tunnelAttachmentAt(instance, place)?.alive === true);
+}
+
 function stateOf(
   entry: InterfaceEntry,
   link: Link | undefined,
@@ -104,7 +110,7 @@ function stateOf(
   attachments: readonly Attachment[],
 ): InterfaceStatus["state"] {
   // A link that is pinned but dead: its interface went, and another has the index.
-  if (!link || (!attachment && attachments.length > 0)) return "interface_gone";
+  if (!link || (attachments.length > 0 && attachments.every(({ alive }) => !alive))) return "interface_gone";
   if (!attachment) return "program_gone";
   if (!link.flags.up) return "interface_down";
   const blocked = link.portState === "blocking" || link.portState === "disabled";

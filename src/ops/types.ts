@@ -150,10 +150,10 @@ export interface VlanTag {
 
 /** Which tunnel of a shared device. */
 export interface TunnelEnds {
-  /** The far end. */
-  remote: string;
-  local: string;
-  /** VNI, key or interface id; null for a GRE header without a key. */
+  /** The far end; null on a shared XFRM interface, which does not tell. */
+  remote: string | null;
+  local: string | null;
+  /** VNI, key or XFRM interface id; null for a GRE header without a key. */
   id: number | null;
 }
 

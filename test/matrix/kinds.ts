@@ -19,11 +19,14 @@ export interface Missing {
 /** Tries in a namespace of its own what makes each kind; what fails says why. */
 export async function missingKinds(probe: Namespace): Promise<Missing[]> {
   // One `ip` a kind: at some errors it ends whatever it still had to do.
-  const attempts = KINDS.map(({ probe: lines, program }, index) => {
+  const attempts = KINDS.map(({ probe: lines, program, kernelFunction }, index) => {
     const batch = lines.map((line) => line.replaceAll("NAME", `p${index}`)).join("\n");
     return [
       program === undefined ? "" : `command -v ${program} >/dev/null || echo "${index} it takes ${program}"`,
       `said=$(ip -n ${probe.name} -batch - 2>&1 <<'END'\n${batch}\nEND\n) || echo "${index} $(echo $said)"`,
+      kernelFunction === undefined
+        ? ""
+        : `grep -qw ${kernelFunction} /proc/kallsyms || echo "${index} its kernel function ${kernelFunction} is missing"`,
     ].join("\n");
   });
   const script = [`ip netns add ${probe.name}`, ...attempts].join("\n");

@@ -6,6 +6,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { StructValue } from "../../src/abi/codec.ts";
 import type { AttachResult, InterfaceStatus, LastHopEntry } from "../../src/ops/types.ts";
 import { Configured, told } from "../support/configured.ts";
+import { kernelIsAtLeast } from "../support/kernel.ts";
 import { Lab, type Namespace } from "../support/lab.ts";
 import { Lasthop } from "../support/lasthop.ts";
 import { repositoryPath } from "../support/paths.ts";
@@ -104,6 +105,8 @@ interface Kind {
   make: string[];
   link_layer?: "none";
   shared?: true;
+  /** The kernel that can be told of its packets. */
+  since?: [major: number, minor: number];
 }
 
 const REMOTE4 = "local 192.0.2.1 remote 192.0.2.2";
@@ -146,15 +149,30 @@ const KINDS: Record<string, Kind> = {
   vti: { make: [`link add t0 type vti key 7 ${REMOTE4}`], link_layer: "none" },
   vti6: { make: [`link add t0 type vti6 key 7 ${REMOTE6}`], link_layer: "none" },
   xfrm: { make: ["link add t0 type xfrm dev u0 if_id 7"], link_layer: "none" },
-  "shared xfrm": { make: ["link add t0 type xfrm external"], link_layer: "none", shared: true },
+  "shared xfrm": {
+    make: ["link add t0 type xfrm external"],
+    link_layer: "none",
+    shared: true,
+    since: [6, 2],
+  },
   wireguard: { make: ["link add t0 type wireguard"], link_layer: "none" },
 };
+
+async function expectTooOld(): Promise<void> {
+  const refused = await lasthop.run("--json", "attach", "t0", "--role", "uplink");
+  expect(JSON.parse(refused.stderr)).toMatchObject({
+    code: "E_INTERFACE",
+    message: expect.stringContaining("this kernel does not tell programs"),
+  });
+  expect((await lasthop.status()).interfaces).toEqual([]);
+}
 
 describe("an uplink may be", () => {
   it.for(Object.entries(KINDS))("%s", async ([, kind], { skip }) => {
     const lacking = await make(kind.make);
     if (lacking !== null) return skip(lacking);
     await host.ip("link set t0 up");
+    if (kind.since !== undefined && !kernelIsAtLeast(...kind.since)) return await expectTooOld();
     const result = await lasthop.json<AttachResult>("attach", "t0", "--role", "uplink");
     expect(result.hook).toMatch(/^(tcx|clsact)$/);
     const expected = {
@@ -251,7 +269,8 @@ describe("two on top of each other", () => {
   it.for(rows)("%s: in either order", async ([, lines, upper, lower, tag, ports], { skip }) => {
     const lacking = await make(lines);
     if (lacking !== null) return skip(lacking);
-    for (const name of await linkNames()) await host.ip(`link set ${name} up`);
+    // Drivers bring netdevs of their own, some of which cannot be up.
+    for (const name of await linkNames()) if (/^[tu]\d/.test(name)) await host.ip(`link set ${name} up`);
     const { ifindex } = (await lasthop.attach(lower, "uplink")) as AttachResult;
     const below = { lower_ifindex: ports ? 0 : ifindex, lower_tag: tag };
     await lasthop.attach(upper, "uplink");

@@ -47,7 +47,8 @@ describe("a live connection goes from one kind of interface to the next", () => 
   /** By which kinds replies have come, of which family. */
   const walked = new Set<string>();
   const folder = mkdtempSync(join(tmpdir(), "lasthop-failover-"));
-  const address = clientAddress("redirected", 250, 250);
+  // IPsec policies name clients: those of their own firewall.
+  const address = clientAddress("redirected", kinds.indexOf(named("ipsec")) + 1 || 250, 250);
 
   /** The client asks by another firewall from now on. */
   async function askBy({ place }: Stand): Promise<void> {

@@ -82,6 +82,7 @@ describe("the npm package", () => {
     for (const path of [
       "dist/cli/main.js",
       "dist/bpf/lasthop.bpf.o",
+      "dist/bpf/xfrm.bpf.o",
       "dist/man/lasthop.8",
       "dist/completion/lasthop.bash",
       "docs/runbook.md",

@@ -37,13 +37,17 @@ function folder(version: string): Build {
   };
 }
 
-async function compile(source: string, output: string): Promise<void> {
-  await must([
-    "clang",
-    ...["-target", "bpf", "-mcpu=v3", "-O2", "-g", `-I/usr/include/${MULTIARCH}`],
-    ...["-c", join(source, "lasthop.bpf.c"), "-o", output],
-  ]);
-  await must(["llvm-strip", "-g", output]);
+/** Every object of a folder of sources. */
+async function compile(source: string, directory: string): Promise<void> {
+  for (const name of readdirSync(source).filter((name) => name.endsWith(".bpf.c"))) {
+    const output = join(directory, name.replace(/\.c$/, ".o"));
+    await must([
+      "clang",
+      ...["-target", "bpf", "-mcpu=v3", "-O2", "-g", `-I/usr/include/${MULTIARCH}`],
+      ...["-c", join(source, name), "-o", output],
+    ]);
+    await must(["llvm-strip", "-g", output]);
+  }
 }
 
 /** The same code and another BPF object, of sources in which every `from` is `to`. */
@@ -59,7 +63,7 @@ export async function otherObject(version: string, from: string, to: string): Pr
     writeFileSync(join(sources, name), text.replaceAll(from, to));
   }
   if (changed === 0) throw new Error(`no source has ${from}`);
-  await compile(sources, join(build.directory, "dist/bpf/lasthop.bpf.o"));
+  await compile(sources, join(build.directory, "dist/bpf"));
   return build;
 }
 
@@ -87,6 +91,6 @@ export async function otherLayout(version: string, change: (header: string) => s
     ...["--noCheck", "-p", join(build.directory, "tsconfig.build.json")],
   ]);
   mkdirSync(join(build.directory, "dist/bpf"), { recursive: true });
-  await compile(join(build.directory, "bpf"), join(build.directory, "dist/bpf/lasthop.bpf.o"));
+  await compile(join(build.directory, "bpf"), join(build.directory, "dist/bpf"));
   return build;
 }

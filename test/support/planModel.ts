@@ -12,8 +12,10 @@ import { bridgeEntry, entryOf } from "../../src/controller/interfaceEntry.ts";
 import { NO_LAST_HOPS } from "../../src/controller/lastHopFacts.ts";
 import type { Observed, ObservedInterface } from "../../src/controller/observe.ts";
 import type { TableAction } from "../../src/controller/plan.ts";
+import { xfrmPlacesOf } from "../../src/controller/tunnelSpec.ts";
 import type { LibvirtDomain } from "../../src/kernel/libvirt.ts";
 import type { Address, FdbEntry, Link, Neighbour } from "../../src/kernel/rtnetlink.ts";
+import { XFRM_PROGRAMS } from "../../src/kernel/tunnelAttachment.ts";
 import type { Device, InterfaceEntry } from "../../src/tables/index.ts";
 
 const UP = { up: true, running: true, loopback: false };
@@ -76,11 +78,16 @@ const PROGRAMS: Readonly<Record<string, number>> = {
   tap_clsact: 12,
 };
 
+const XFRM_IDS: Observed["xfrmPrograms"] = new Map(
+  XFRM_PROGRAMS.map((name, index) => [name, 20 + index] as const),
+);
+
 /** Tables without anything in them, on this host. */
 export function empty(facts: ReturnType<typeof host>): Observed {
   return {
     host: facts,
     programs: (role, hook) => PROGRAMS[`${role}_${hook}`] ?? 10,
+    xfrmPrograms: XFRM_IDS,
     interfaces: [],
     bridges: new Map(),
     unfinished: [],
@@ -171,12 +178,19 @@ export function carryOut(before: Observed, actions: readonly TableAction[]): Obs
 
 type Unit = Extract<TableAction, { kind: "attach" }>["unit"];
 
-function attached({ programs }: Observed, { link: own, wanted, decision }: Unit): ObservedInterface {
+function attached(
+  { programs, xfrmPrograms }: Observed,
+  { link: own, wanted, decision }: Unit,
+): ObservedInterface {
   const { role, slot, lastHopsMax, vmsMax, flags } = wanted;
   const { hook } = decision;
   const programId = programs!(role, hook);
+  const entry = entryOf({ ...wanted, hook }, programId);
   return {
-    entry: entryOf({ ...wanted, hook }, programId),
+    entry,
+    xfrm: xfrmPlacesOf(entry).map((place) => {
+      return { ...place, hook: "tcx", programId: xfrmPrograms.get(place.program)!, alive: true };
+    }),
     link: own,
     attachments: [{ role, hook, programId, alive: true }],
     budget: {

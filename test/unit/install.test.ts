@@ -60,6 +60,7 @@ describe("install and uninstall", () => {
     for (const path of [
       "usr/local/bin/lasthop",
       "usr/local/lib/lasthop/dist/bpf/lasthop.bpf.o",
+      "usr/local/lib/lasthop/dist/bpf/xfrm.bpf.o",
       "usr/local/lib/lasthop/node_modules/koffi/package.json",
       "usr/local/lib/lasthop/docs/runbook.md",
       "usr/local/lib/lasthop/LICENSE",

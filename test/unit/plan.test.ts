@@ -646,3 +646,34 @@ describe("label stacks", () => {
     expect(planFor(same, observed).actions.map(({ kind }) => kind)).toEqual(["label-stacks"]);
   });
 });
+
+describe("a shared XFRM interface", () => {
+  const XFRM = link(40, "ipsec0", { kind: "xfrm", external: true, ethernet: false, bareIp: true, mac: null });
+  const there = attachedByHand(empty(host([XFRM])), "ipsec0", "uplink");
+  const [item] = there.interfaces;
+  const [inward, outward] = item!.xfrm;
+
+  test("has a flag of its own, and needs programs of its own", () => {
+    expect(item!.entry.flags & INTERFACE_FLAG.XFRM_ID).not.toBe(0);
+    expect(item!.entry.flags & INTERFACE_FLAG.TUNNEL_KEY).toBe(0);
+    expect(item!.xfrm.map(({ program }) => program)).toEqual(["xfrm_in", "xfrm_out"]);
+    const { external: _, ...own } = XFRM;
+    const fixed = attachedByHand(empty(host([own])), "ipsec0", "uplink");
+    expect(fixed.interfaces[0]!.xfrm).toEqual([]);
+    expect(fixed.interfaces[0]!.entry.flags & INTERFACE_FLAG.XFRM_ID).toBe(0);
+  });
+
+  test.each([
+    ["all is there", [inward!, outward!], []],
+    ["one is missing", [inward!], ["change ipsec0"]],
+    ["the other is missing", [outward!], ["change ipsec0"]],
+    ["one is dead", [inward!, { ...outward!, alive: false }], ["change ipsec0"]],
+    ["one is a former build's", [{ ...inward!, programId: 7 }, outward!], ["change ipsec0"]],
+  ])("%s", (_, xfrm, expected) => {
+    const { actions } = planFor("{}", { ...there, interfaces: [{ ...item!, xfrm }] });
+    expect(told(actions)).toEqual(expected);
+    for (const action of actions.filter(({ kind }) => kind === "change")) {
+      expect(action.text).toBe("ipsec0: the programs that follow its interface ids");
+    }
+  });
+});

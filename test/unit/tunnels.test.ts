@@ -349,6 +349,7 @@ function observed(links: Link[], { rows = [], more = {}, attachments = [] }: Giv
   return {
     host: host(links),
     rows,
+    xfrm: [],
     keys,
     attachments,
     sight: {

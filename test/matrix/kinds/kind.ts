@@ -65,6 +65,8 @@ export interface Kind {
   probe: readonly string[];
   /** A program that it takes. */
   program?: string;
+  /** A function that the kernel, or the module that the probe loads, has to have for BPF programs. */
+  kernelFunction?: string;
   /** `first`: no other place of this kind has been made. `lacks`: the names of the kinds that the kernel lacks. */
   make(side: Side, place: Place, first: boolean, lacks: ReadonlySet<string>): End;
   uplinks(place: Place): Uplink[];

@@ -40,6 +40,19 @@ function xfrmInterface(side: Side, place: Place): End {
   return { ip: [made, ...associations(place, `if_id ${number}`), ...policies], device };
 }
 
+const SHARED_XFRM = "x-xfrm";
+
+/** One netdev of the host for all firewalls; the interface id of each packet says which. */
+function sharedXfrm(side: Side, place: Place, first: boolean): End {
+  const end = xfrmInterface(side, place);
+  if (side === "firewall") return end;
+  const made = [
+    `link add name ${SHARED_XFRM} mtu ${MTU} type xfrm external`,
+    `link set dev ${SHARED_XFRM} up`,
+  ];
+  return { ip: [...(first ? made : []), ...end.ip.slice(1)], device: SHARED_XFRM };
+}
+
 /** The firewall encrypts what is for the VMs; the host what has the mark. */
 function policyOnly(side: Side, place: Place): End {
   const policies = FAMILIES.flatMap((family) => {
@@ -53,7 +66,8 @@ function policyOnly(side: Side, place: Place): End {
     }
     return clients.flatMap((client) => [
       `xfrm policy add src ${ANY[family]} dst ${client} dir out mark ${markOf(place)} mask 0xffffffff ${template(side, place)}`,
-      `xfrm policy add src ${client} dst ${ANY[family]} dir fwd ${template("firewall", place)}`,
+      // Not only: a client may move here from another kind of interface.
+      `xfrm policy add src ${client} dst ${ANY[family]} dir fwd ${template("firewall", place)} level use`,
     ]);
   });
   const { wire } = place;
@@ -115,6 +129,18 @@ export const STACK_KINDS: Kind[] = [
     ...{ name: "xfrm", title: "IPsec, XFRM interface", inside: FAMILIES, outside: 4, linkLayer: false },
     probe: ["link add name NAMEw type bridge", "link add name NAME type xfrm dev NAMEw if_id 7"],
     ...{ make: xfrmInterface, uplinks: itself, proof: esp },
+  },
+  {
+    ...{ name: "xfrm-external", title: "IPsec, one XFRM interface for all (external)", inside: FAMILIES },
+    ...{ outside: 4, linkLayer: false, make: sharedXfrm, proof: esp },
+    probe: ["link add name NAME type xfrm external"],
+    // Before Linux 6.2 no program is told the interface ids.
+    kernelFunction: "bpf_skb_set_xfrm_info",
+    uplinks: () => [{ interface: SHARED_XFRM }],
+    route: (side, place, family) =>
+      side === "host"
+        ? `dev ${SHARED_XFRM} encap xfrm if_id ${place.number}`
+        : viaOtherEnd(side, place, family, place.device),
   },
   {
     ...{ name: "ipsec", title: "IPsec by policy, the NIC attached", inside: FAMILIES, outside: 4 },
