@@ -19,6 +19,8 @@ export interface GuestTest {
   duration_ms: number;
   /** Why it was skipped. */
   note?: string;
+  /** It failed once before it passed. */
+  secondTry?: boolean;
   errors: string[];
 }
 

@@ -51,9 +51,10 @@ export async function defineGuestTests(series: string): Promise<void> {
   });
 }
 
-function replay({ name, state, note, errors }: GuestTest): void {
-  test(name, ({ skip }) => {
+function replay({ name, state, note, secondTry, errors }: GuestTest): void {
+  test(name, ({ skip, task }) => {
     if (state === "skipped") skip(note ?? "no reason given");
+    if (secondTry) task.meta.secondTry = true;
     if (state === "passed") return;
     const error = new Error(errors.join("\n\n"));
     // Where it was thrown in the guest says more than this line.

@@ -2,7 +2,7 @@
 // vitest in a guest: the suite's own configuration, for the files of this run.
 
 import { defineConfig } from "vitest/config";
-import base from "../../../vitest.config.ts";
+import base, { SECOND_TRY } from "../../../vitest.config.ts";
 import type { Selection } from "../results.ts";
 
 const selection = JSON.parse(process.env.LASTHOP_GUEST_SELECTION!) as Selection;
@@ -30,6 +30,7 @@ export default defineConfig({
         test: {
           name: "net",
           include: files.filter((file) => file.startsWith("test/net/")),
+          ...SECOND_TRY,
           maxWorkers: 1,
           // These do not change their process, and another one takes seconds.
           isolate: false,

@@ -24,6 +24,7 @@ export default class GuestReporter implements Reporter {
       state: result.state,
       duration_ms: Math.round(test.diagnostic()?.duration ?? 0),
       ...("note" in result && result.note !== undefined ? { note: result.note } : {}),
+      ...(test.diagnostic()?.flaky ? { secondTry: true } : {}),
       errors: (result.errors ?? []).map(textOf),
     });
   }
