@@ -36,7 +36,7 @@ export function document(results: readonly Result[]): string {
   return `${[HEADER, legend(), ...merged(results).map(section)].join("\n")}`;
 }
 
-/** One for each kernel, of whatever parts it was played in. */
+/** One for each kernel, of whatever parts it was played in. Of a pair that was played again the last result counts. */
 function merged(results: readonly Result[]): Result[] {
   const byKernel = new Map<string, Result>();
   for (const result of results) {
@@ -44,10 +44,15 @@ function merged(results: readonly Result[]): Result[] {
     if (!before) byKernel.set(result.kernel, result);
     else {
       const seconds = before.seconds + result.seconds;
-      byKernel.set(result.kernel, { ...before, seconds, pairs: [...before.pairs, ...result.pairs] });
+      const pairs = new Map([...before.pairs, ...result.pairs].map((pair) => [pairKey(pair), pair]));
+      byKernel.set(result.kernel, { ...before, seconds, pairs: [...pairs.values()] });
     }
   }
   return [...byKernel.values()];
+}
+
+function pairKey({ run, ingress, egress, family }: Result["pairs"][number]): string {
+  return `${run} ${ingress} ${egress} ${family}`;
 }
 
 function legend(): string {
