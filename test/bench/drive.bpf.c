@@ -167,7 +167,7 @@ int count_tc(struct __sk_buff *skb)
 	__u32 ifindex = skb->ifindex;
 	struct arrived *arrived;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_MPLS_UC))
 		return TC_ACT_UNSPEC;
 	arrived = bpf_map_lookup_elem(&arrivals, &ifindex);
 	if (arrived) {
