@@ -58,6 +58,7 @@ export const KERNELS: readonly GuestKernel[] = [
       "test/kernel/fuzz.test.ts": "full",
       "test/kernel/mtu.test.ts": "full",
       "test/kernel/tunnel.test.ts": "full",
+      "test/kernel/xfrm.test.ts": "full",
       // The hooks.
       "test/net/attach.test.ts": {
         default: /is a veth|hook to hook|fixed place|on XDP: auto|without a filter/,

@@ -12,6 +12,8 @@ export interface RunOptions {
   gsoSegments?: number;
   /** That the packet has already. */
   mark?: number;
+  /** What a program before has left in skb->cb: up to five words. */
+  cb?: readonly number[];
 }
 
 /** struct xdp_md */
@@ -24,6 +26,8 @@ export function xdpContext(ifindex: number, length: number): Buffer {
 
 export const SKB_CONTEXT_BYTES = 192;
 const MARK_OFFSET = 8;
+const CB_OFFSET = 48;
+const CB_WORDS = 5;
 
 /** struct __sk_buff; the kernel wants zeros in all that a test run cannot set (VLAN metadata is of these). */
 export function skbContext(ifindex: number, options: RunOptions): Buffer {
@@ -31,6 +35,9 @@ export function skbContext(ifindex: number, options: RunOptions): Buffer {
   context.writeUInt32LE(options.mark ?? 0, MARK_OFFSET);
   context.writeUInt32LE(ifindex, 36); // ingress_ifindex
   context.writeUInt32LE(ifindex, 40); // ifindex
+  for (const [index, word] of (options.cb ?? []).entries()) {
+    context.writeUInt32LE(word, CB_OFFSET + index * 4);
+  }
   context.writeUInt32LE(options.gsoSegments ?? 0, 164);
   context.writeUInt32LE(options.gsoSize ?? 0, 176);
   return context;
@@ -39,4 +46,8 @@ export function skbContext(ifindex: number, options: RunOptions): Buffer {
 /** Of the context that comes out of a test run. */
 export function markOf(context: Buffer): number {
   return context.readUInt32LE(MARK_OFFSET);
+}
+
+export function cbOf(context: Buffer): number[] {
+  return Array.from({ length: CB_WORDS }, (_, index) => context.readUInt32LE(CB_OFFSET + index * 4));
 }

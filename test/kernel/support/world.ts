@@ -33,6 +33,7 @@ import { IFINDEX, PORTS, type PortName } from "./devices.ts";
 import type { Tag } from "./packet.ts";
 import { MAC } from "./scene.ts";
 import {
+  cbOf,
   markOf,
   type RunOptions,
   SKB_CONTEXT_BYTES,
@@ -85,6 +86,8 @@ export interface Run {
   out: Buffer;
   /** Of the packet afterwards; 0 under XDP, which has none. */
   mark: number;
+  /** skb->cb as the program left it; empty after XDP. */
+  cb: number[];
   counts: Count[];
   events: StructValue<"event">[];
 }
@@ -554,7 +557,7 @@ export class World {
       ctxOutSize: xdp ? 0 : SKB_CONTEXT_BYTES,
     });
     const verdict = (xdp ? XDP_VERDICT : TC_VERDICT)[retval >>> 0] ?? "other";
-    return { verdict, out: dataOut!, mark: xdp ? 0 : markOf(ctxOut) };
+    return { verdict, out: dataOut!, mark: xdp ? 0 : markOf(ctxOut), cb: xdp ? [] : cbOf(ctxOut) };
   }
 
   run(program: string, ifindex: number, frame: Buffer, options: RunOptions = {}): Run {
