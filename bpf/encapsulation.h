@@ -126,6 +126,9 @@ static __noinline int xfrm_id_read(struct __sk_buff *skb)
 		return -1;
 	if (skb->cb[XFRM_CB_MARK] != XFRM_MARK)
 		return 0;
+	/* What a policy without an interface decrypts comes in here as well. */
+	if (!skb->cb[XFRM_CB_ID])
+		return ENCAPSULATION_IPSEC;
 	__builtin_memset(&e->tunnel, 0, sizeof(e->tunnel));
 	e->tunnel.id = skb->cb[XFRM_CB_ID];
 	return ENCAPSULATION_TUNNEL | ENCAPSULATION_XFRM;

@@ -82,6 +82,19 @@ describe.each(Object.entries(FAMILIES))("a shared XFRM interface, %s", (_, f) =>
     expect(run.cb).toEqual([1, 2, 3, 4, 5]);
   });
 
+  test("id 0 is an IPsec policy without an interface: the reply goes through the host's routing", () => {
+    world.changeInterface("uplink_a", { mark: 9 });
+    expect(reasons(request(f, "S", [MARK, 0]))).toEqual(["learn"]);
+    expect(world.lastHop(world.flow(tuple(f))!.flow.last_hop)).toMatchObject({
+      ...{ kind: LAST_HOP_KIND.STACK, encapsulated: ENCAPSULATION_FLAG.IPSEC, mark: 9 },
+    });
+    const run = answer(f, "SA", [1, 2]);
+    expect(reasons(run)).toEqual(["stack"]);
+    expect(run).toMatchObject({ verdict: "pass", mark: 9, cb: [1, 2, 0, 0, 0] });
+    expect(reasons(request(f, "A", [MARK, 0]))).toEqual(["promote"]);
+    expect(reasons(request(f, "PA", [MARK, 0]))).toEqual(["refresh"]);
+  });
+
   test("elsewhere the mark means nothing", () => {
     world.changeInterface("uplink_a", { flags: INTERFACE_FLAG.NO_LINK_LAYER });
     request(f, "S", [MARK, 7]);

@@ -188,7 +188,7 @@ function addRoutes(plan: Plan, { host, client, stands }: Ground, family: Family)
     if (marked === undefined) continue;
     const table = 2000 + place.number;
     plan.add(host, `route add default ${marked} table ${table}`);
-    plan.add(host, `rule add fwmark ${markOf(place)} lookup ${table}`);
+    plan.add(host, `rule add fwmark ${kind.mark?.() ?? markOf(place)} lookup ${table}`);
   }
 }
 

@@ -74,6 +74,8 @@ export interface Kind {
   labelStacks?(place: Place): { request: number[]; mark: number }[];
   /** What follows `ip route add PREFIX` in order to go out by it; by default `via` the other end. */
   route?(side: Side, place: Place, family: Family, device: string): string;
+  /** Of the replies that the host's routing sends, where it is not the place's own. */
+  mark?(): number;
   /** Where replies go that the host's routing sends: by their mark. */
   marked?(place: Place, family: Family): string;
   proof(place: Place): Proof;

@@ -53,6 +53,9 @@ function sharedXfrm(side: Side, place: Place, first: boolean): End {
   return { ip: [...(first ? made : []), ...end.ip.slice(1)], device: SHARED_XFRM };
 }
 
+/** Of all policies without an interface: beside a shared XFRM interface all that they decrypt comes in there. */
+const POLICY_MARK = 0x1f5;
+
 /** The firewall encrypts what is for the VMs; the host what has the mark. */
 function policyOnly(side: Side, place: Place): End {
   const policies = FAMILIES.flatMap((family) => {
@@ -65,7 +68,7 @@ function policyOnly(side: Side, place: Place): End {
       ];
     }
     return clients.flatMap((client) => [
-      `xfrm policy add src ${ANY[family]} dst ${client} dir out mark ${markOf(place)} mask 0xffffffff ${template(side, place)}`,
+      `xfrm policy add src ${ANY[family]} dst ${client} dir out mark ${POLICY_MARK} mask 0xffffffff ${template(side, place)}`,
       // Not only: a client may move here from another kind of interface.
       `xfrm policy add src ${client} dst ${ANY[family]} dir fwd ${template("firewall", place)} level use`,
     ]);
@@ -136,7 +139,7 @@ export const STACK_KINDS: Kind[] = [
     probe: ["link add name NAME type xfrm external"],
     // Before Linux 6.2 no program is told the interface ids.
     kernelFunction: "bpf_skb_set_xfrm_info",
-    uplinks: () => [{ interface: SHARED_XFRM }],
+    uplinks: () => [{ interface: SHARED_XFRM, mark: POLICY_MARK }],
     route: (side, place, family) =>
       side === "host"
         ? `dev ${SHARED_XFRM} encap xfrm if_id ${place.number}`
@@ -149,7 +152,8 @@ export const STACK_KINDS: Kind[] = [
       "xfrm state flush",
     ],
     ...{ linkLayer: true, make: policyOnly, proof: esp, dropsUncounted: true },
-    uplinks: (place) => [{ interface: place.wire, mark: markOf(place) }],
+    uplinks: (place) => [{ interface: place.wire, mark: POLICY_MARK }],
+    mark: () => POLICY_MARK,
     marked: (place, family) => viaOtherEnd("host", place, family, place.wire),
   },
   {
