@@ -38,6 +38,18 @@
 
 #define LABELS_MAX 4 /* entries of an MPLS label stack */
 
+#define VM_SPECS_MAX	   4096
+#define VM_SPEC_BYTES	   2016
+#define SERVICES_MAX	   16384
+#define SERVICE_KEYS_MAX   98304 /* a service of any protocol has five */
+#define SERVICE_SPEC_BYTES 8176
+#define POOLS_MAX	   32768
+#define POOL_LINES_MAX	   131072
+#define POOL_LINE_CELLS	   32
+#define ASSOCIATIONS_MAX   65536
+#define AFFINITIES_MAX	   65536
+#define VM_CELL_TRIES	   4
+
 #define EXCLUSIONS_MAX	     16
 #define DEVICE_MACS_MAX	     8
 #define DEVICE_ADDRESSES_MAX 4
@@ -100,7 +112,11 @@ enum flow_flag {
 	FLOW_PICKUP = 1 << 1,	    /* learned in the middle of a connection */
 	FLOW_FIN_REMOTE = 1 << 2,
 	FLOW_FIN_LOCAL = 1 << 3,
-	FLOW_ANSWERED = 1 << 4, /* local origin only: the remote side answered */
+	FLOW_ANSWERED =
+		1 << 4,	       /* of local origin: the remote side answered; of a service: the VM */
+	FLOW_SERVICE = 1 << 5, /* a service chose the VM: its requests are handed to it */
+	FLOW_TRANSPARENT = 1 << 6, /* local origin, perhaps with another's address: answers are
+				      handed to the VM */
 };
 
 enum timeout {
@@ -164,6 +180,37 @@ enum probe_kind {
 	PROBE_TCP,
 };
 
+/* How a service chooses the VM of a new flow. */
+enum service_policy {
+	SERVICE_MAGLEV, /* by the flow's addresses and ports; Eisenbud et al., NSDI 2016 */
+	SERVICE_ROUND_ROBIN,
+	SERVICE_LEAST_FLOWS,
+	SERVICE_SOURCE_HASH, /* by the client's address */
+};
+
+/* What becomes of a service's flows whose VM is down. */
+enum on_vm_down {
+	ON_VM_DOWN_REBALANCE, /* another VM is chosen */
+	ON_VM_DOWN_RESET,     /* TCP is reset, others get another VM */
+	ON_VM_DOWN_HOLD,      /* they wait for the VM */
+};
+
+enum service_flag {
+	SERVICE_ASSOCIATED = 1 << 0, /* associations has entries for it */
+	SERVICE_ANSWERED = 1 << 1,   /* we answer ARP and ND for its addresses */
+};
+
+enum vm_state {
+	VM_UNKNOWN,
+	VM_UP,
+	VM_DRAIN, /* keeps its flows, gets no new ones */
+	VM_DOWN,
+};
+
+enum vm_flag {
+	VM_XDP = 1 << 0, /* its tap takes frames from native XDP */
+};
+
 /* Why a packet left a program as it did. Each packet counts once. */
 enum reason {
 	/* either hook: pass */
@@ -221,6 +268,12 @@ enum reason {
 	REASON_UNKNOWN_LABELS, /* uplink: pass, nothing learned */
 	REASON_STACK,	       /* tap: passed to the host's stack, marked */
 	REASON_TOO_BIG,	       /* tap: answered with an ICMP error */
+	REASON_DELIVER,	       /* uplink: redirected to the flow's VM */
+	REASON_DELIVER_HOOK,   /* uplink: pass, the VM's tap cannot be reached from this hook */
+	REASON_SERVICE_EMPTY,  /* uplink: drop */
+	REASON_VM_HELD,	       /* uplink: drop */
+	REASON_VM_RESET,       /* uplink: answered with a TCP reset */
+	REASON_ADDRESS_ANSWER, /* uplink: ARP or ND answered */
 	REASONS,
 };
 
@@ -229,7 +282,7 @@ enum verdict {
 	VERDICT_REDIRECT,
 	VERDICT_DROP,
 	VERDICT_STACK,	/* pass, addressed to the host and marked */
-	VERDICT_ANSWER, /* turned into an ICMP error to the VM */
+	VERDICT_ANSWER, /* turned into an answer to its sender */
 };
 
 /* flows4, embryos4: role-normalised, local is the VM's side. ICMP echo has the identifier as the
@@ -258,7 +311,7 @@ struct flow6_key {
 struct flow {
 	__u32 last_hop;	 /* generation << LAST_HOP_INDEX_BITS | index; 0 for local origin */
 	__u32 last_seen; /* ticks */
-	__u32 vm;	 /* id of the VM that replied first, 0 before */
+	__u32 vm;	 /* id of the VM that the service chose or that replied first, 0 before */
 	__u8 state;	 /* enum flow_state */
 	__u8 flags;	 /* enum flow_flag */
 	__u16 moved;	 /* low bits of the tick when another last hop took over, 0 for never */
@@ -406,6 +459,139 @@ struct tap {
 	__u32 last_seen; /* ticks */
 };
 
+/*
+ * vm_cells: cell -> a VM that requests and answers are handed to. It stands in one of the cells
+ * id % VMS_MAX and the VM_CELL_TRIES - 1 that follow. Of a cell in use id and mac stay as they are,
+ * all else changes word by word.
+ */
+struct vm_cell {
+	__u32 id;      /* 0: free */
+	__u32 ifindex; /* its tap, 0 for none */
+	__u32 slot;    /* of the tap */
+	__u8 mac[6];
+	__u8 state;	 /* enum vm_state */
+	__u8 flags;	 /* enum vm_flag */
+	__u32 responses; /* id of the VM that gets the responses to what this one forwards; 0:
+			    itself */
+};
+
+/* vm_stats: per CPU, by cell. A GSO frame counts once. */
+struct vm_stats {
+	__u64 flows; /* of services, handed to it */
+	__u64 request_packets;
+	__u64 request_bytes;
+	__u64 response_packets; /* to what it forwarded */
+	__u64 response_bytes;
+	__u32 last_seen; /* ticks */
+	__u32 reserved;
+};
+
+/* vm_specs: name -> a VM of the operator's. For the controller only. */
+struct vm_name {
+	char name[NAME_BYTES];
+};
+
+struct vm_spec {
+	__u32 id;      /* 0 until its MAC is known */
+	__u32 ifindex; /* its tap, 0 for none */
+	__u32 changed; /* ticks, when state did */
+	__u8 mac[6];   /* 0 until it is known */
+	__u16 zone;
+	__u8 origin;	     /* enum origin */
+	__u8 state;	     /* enum vm_state */
+	__u8 cause;	     /* enum cause */
+	__u8 operator_state; /* the operator's word: VM_DRAIN, VM_DOWN, or VM_UNKNOWN for none */
+	__u8 health;	     /* what checks found: VM_UP, VM_DOWN, or VM_UNKNOWN */
+	__u8 reserved;
+	__u16 bytes;		  /* of the text */
+	__u8 text[VM_SPEC_BYTES]; /* as in the configuration file, as JSON: lists of any length */
+};
+
+/* service_specs: name -> a service of the operator's. For the controller only. */
+struct service_name {
+	char name[NAME_BYTES];
+};
+
+struct service_spec {
+	__u32 index; /* in services */
+	__u16 zone;
+	__u8 origin; /* enum origin */
+	__u8 reserved;
+	__u32 bytes; /* of the text */
+	__u8 reserved2[4];
+	__u8 text[SERVICE_SPEC_BYTES]; /* as in the configuration file, as JSON */
+};
+
+/* Not IP protocols: who answers ARP and ND for an address. */
+#define SERVICE_PROTO_ANSWER 255
+#define SERVICE_KEY_BITS     64 /* of what stands before the address */
+
+/* service_index: longest prefix -> index in services. With the port, then with port 0 for any. */
+struct service_key {
+	__u32 prefix_bits; /* SERVICE_KEY_BITS and those of the address */
+	__u16 zone;
+	__u8 proto;
+	__u8 reserved;
+	__be16 port;
+	__u16 reserved2;
+	__u8 address[16]; /* IPv4 as ::ffff:a.b.c.d: an IPv4 prefix has 96 bits more */
+};
+
+/* services: index -> , index 0 is nobody's */
+struct service {
+	__u32 pool;	      /* index in pools, 0 for none */
+	__u32 affinity_ticks; /* how long a client stays with its VM, 0 for no such */
+	__u8 on_vm_down;      /* enum on_vm_down */
+	__u8 flags;	      /* enum service_flag */
+	__u8 answer_mac[6];   /* of SERVICE_ANSWERED; 0: the host's, as the uplink has it */
+};
+
+/*
+ * pools: index -> , immutable once a service or an association names it; index 0 is nobody's. The
+ * cells of its VMs stand in pool_lines from `line` on: `size` of them, a VM as often as its share.
+ * With SERVICE_LEAST_FLOWS each stands once, and their weights follow.
+ */
+struct pool {
+	__u32 line;
+	__u32 size;
+	__u8 policy; /* enum service_policy */
+	__u8 reserved[3];
+};
+
+struct pool_line {
+	__u16 cells[POOL_LINE_CELLS];
+};
+
+/* service_stats: per CPU, by index of the service */
+struct service_stats {
+	__u64 flows;
+	__u64 associated; /* of these, by a stored association */
+	__u64 affine;	  /* of these, by the client's affinity */
+	__u64 empty;	  /* requests dropped, as no VM was up */
+	__u64 rebalanced; /* flows */
+	__u64 reset;	  /* segments answered with a reset */
+	__u64 held;	  /* packets dropped */
+	__u64 answered;	  /* ARP and ND */
+};
+
+/* associations: service and longest prefix of the client -> index in pools */
+struct association_key {
+	__u32 prefix_bits; /* 32 and those of the address */
+	__u32 service;
+	__u8 client[16]; /* IPv4 as ::ffff:a.b.c.d */
+};
+
+/* affinities: client of a service -> its VM */
+struct affinity_key {
+	__u8 client[16]; /* IPv4 as ::ffff:a.b.c.d */
+	__u32 service;
+};
+
+struct affinity {
+	__u32 vm;	 /* id */
+	__u32 last_seen; /* ticks */
+};
+
 /* One kind of flow that is left alone on an interface. */
 struct exclusion {
 	__u8 remote[16];  /* prefix of the remote address, IPv4 as ::ffff:a.b.c.d */
@@ -449,6 +635,8 @@ struct control {
 	__u32 timeouts[TIMEOUTS]; /* ticks */
 	__u32 relearn_damping;	  /* ticks that a flow stays after a move; 0 for none */
 	__u32 migrating;	  /* what a table lacks may be in the one before it */
+	__u32 vm_cells;		  /* VMs in vm_cells: without any there are no services */
+	__u32 reserved;
 };
 
 /* allocations[0]. Only programs write it. */
@@ -734,11 +922,23 @@ ASSERT_BYTES(struct budget, 16);
 ASSERT_BYTES(struct vm_key, 8);
 ASSERT_BYTES(struct vm, 16);
 ASSERT_BYTES(struct tap, 20);
+ASSERT_BYTES(struct vm_cell, 24);
+ASSERT_BYTES(struct vm_stats, 48);
+ASSERT_BYTES(struct vm_spec, 28 + VM_SPEC_BYTES);
+ASSERT_BYTES(struct service_spec, 16 + SERVICE_SPEC_BYTES);
+ASSERT_BYTES(struct service_key, 28);
+ASSERT_BYTES(struct service, 16);
+ASSERT_BYTES(struct pool, 12);
+ASSERT_BYTES(struct pool_line, 64);
+ASSERT_BYTES(struct service_stats, 64);
+ASSERT_BYTES(struct association_key, 24);
+ASSERT_BYTES(struct affinity_key, 20);
+ASSERT_BYTES(struct affinity, 8);
 ASSERT_BYTES(struct exclusion, 24);
 ASSERT_BYTES(struct exclusions, 4 + 24 * EXCLUSIONS_MAX);
 ASSERT_BYTES(struct fragment_key, 40);
 ASSERT_BYTES(struct fragment, 8);
-ASSERT_BYTES(struct control, 64);
+ASSERT_BYTES(struct control, 72);
 ASSERT_BYTES(struct allocations, 24);
 ASSERT_BYTES(struct clock, 16);
 ASSERT_BYTES(struct event, 88);

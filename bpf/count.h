@@ -5,6 +5,7 @@
 
 #include "frame.h"
 #include "maps.h"
+#include "vm.h"
 
 static __always_inline void count_verdict(__u32 slot, __u32 reason, __u32 length_bytes)
 {
@@ -40,10 +41,15 @@ __noinline int count_left(__u32 table, __u32 state)
 	return 0;
 }
 
-__noinline int count_transition(__u32 table, __u32 from, __u32 to)
+/* `vm`: whose flow of a service it is, 0 for none. */
+__noinline int count_transition(__u32 table, __u32 from, __u32 to, __u32 vm)
 {
 	count_balance(table, from, -1);
 	count_balance(table, to, 1);
+	if (vm && from == FLOW_CLOSED)
+		vm_count_flows(vm, 1);
+	else if (vm && to == FLOW_CLOSED)
+		vm_count_flows(vm, -1);
 	return 0;
 }
 

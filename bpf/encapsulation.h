@@ -142,9 +142,8 @@ static __always_inline void xfrm_id_write(struct __sk_buff *skb, const struct la
 }
 
 /* Gives the reply's frame to the tunnel device with the key of the request. */
-static __noinline bool tunnel_key_write(struct __sk_buff *skb, const struct last_hop *record)
+static __noinline bool tunnel_key_write(struct __sk_buff *skb, const struct tunnel_key *from)
 {
-	const struct tunnel_key *from = &record->encapsulation.tunnel;
 	const __be32 *remote = (const __be32 *)from->remote, *local = (const __be32 *)from->local;
 	struct bpf_tunnel_key key = {};
 	__u64 flags = 0;

@@ -79,6 +79,7 @@ struct packet {
 struct decision {
 	__u32 last_hop;
 	__u32 out_ifindex;
+	__u32 deliver; /* id of the VM that the packet is for, wherever it is addressed to */
 	__u8 out_mac[6];
 	__u8 verdict;
 	__u8 state;
@@ -134,6 +135,19 @@ static __always_inline void *header(const struct cursor *c, const struct packet 
 	asm volatile("%0 &= %1" : "+r"(offset) : "i"(OFFSET_MASK));
 	h = c->data + offset;
 	return h + size > c->end ? NULL : h;
+}
+
+/* Constant after inlining; the helpers of one hook are unknown to the other. */
+static __always_inline long load(void *ctx, bool xdp, __u32 offset, void *to, __u32 bytes)
+{
+	return xdp ? bpf_xdp_load_bytes(ctx, offset, to, bytes)
+		   : bpf_skb_load_bytes(ctx, offset, to, bytes);
+}
+
+static __always_inline long store(void *ctx, bool xdp, __u32 offset, void *from, __u32 bytes)
+{
+	return xdp ? bpf_xdp_store_bytes(ctx, offset, from, bytes)
+		   : bpf_skb_store_bytes(ctx, offset, from, bytes, 0);
 }
 
 /* The sides of a quoted packet are swapped: it went the other way. */

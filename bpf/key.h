@@ -157,6 +157,12 @@ static __always_inline void flow_touch(struct flow *flow, __u32 now)
 		flow->last_seen = now;
 }
 
+/* The VM that a service chose for the flow, 0 for none. */
+static __always_inline __u32 flow_served_vm(const struct flow *flow)
+{
+	return flow->flags & FLOW_SERVICE ? flow->vm : 0;
+}
+
 static __always_inline void flow_set_state(struct flow *flow, __u8 state, const struct packet *p,
 					   bool embryonic)
 {
@@ -165,7 +171,7 @@ static __always_inline void flow_set_state(struct flow *flow, __u8 state, const 
 	if (before == state)
 		return;
 	flow->state = state;
-	count_transition(table_of(p, embryonic), before, state);
+	count_transition(table_of(p, embryonic), before, state, flow_served_vm(flow));
 }
 
 static __always_inline void flow_set_flag(struct flow *flow, __u8 flags)

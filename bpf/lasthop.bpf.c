@@ -3,9 +3,12 @@
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
+#include "address_answer.h"
+#include "deliver.h"
 #include "hook.h"
 #include "learn.h"
 #include "reply.h"
+#include "reset.h"
 #include "sweep.h"
 #include "tunnel_in.h"
 #include "tunnel_out.h"
@@ -14,10 +17,10 @@ SEC("xdp.frags")
 int learn_xdp(struct xdp_md *ctx)
 {
 	__u32 length = bpf_xdp_get_buff_len(ctx);
+	int reason, action = XDP_PASS;
 	struct decision decision = {};
 	struct situation now;
 	struct packet packet;
-	int reason;
 
 	if (!begin(&now, ctx->ingress_ifindex, length, ROLE_UPLINK))
 		return XDP_PASS;
@@ -26,18 +29,32 @@ int learn_xdp(struct xdp_md *ctx)
 	if (reason == PARSED)
 		reason = learn(ctx, &packet, now.in, now.ctl, &decision);
 	if (learn_clamps(&packet, now.in, reason))
-		mss_clamp_request_xdp(ctx, &packet, now.in);
+		mss_clamp_request_xdp(ctx, &packet, now.in, decision.deliver);
+	if (is_question(now.ctl, reason) && answer_address_xdp(ctx, &packet, now.in, &decision))
+		reason = REASON_ADDRESS_ANSWER;
+	if (reason == REASON_SERVICE_EMPTY || reason == REASON_VM_HELD)
+		decision.verdict = VERDICT_DROP;
+	if (decision.deliver && now.ctl->vm_cells)
+		reason = deliver_xdp(ctx, &packet, &decision, reason);
+	if (reason == REASON_VM_RESET)
+		reason = reset_xdp(ctx, &packet, now.in, &decision);
+	if (decision.verdict == VERDICT_REDIRECT)
+		action = bpf_redirect(decision.out_ifindex, 0);
+	else if (decision.verdict == VERDICT_DROP)
+		action = XDP_DROP;
+	else if (decision.verdict == VERDICT_ANSWER)
+		action = XDP_TX;
 	finish(&now, &packet, &decision, reason);
-	return XDP_PASS;
+	return action;
 }
 
 SEC("tc")
 int learn_tc(struct __sk_buff *skb)
 {
+	int reason, action = TC_ACT_UNSPEC;
 	struct decision decision = {};
 	struct situation now;
 	struct packet packet;
-	int reason;
 
 	if (!begin(&now, skb->ifindex, skb->len, ROLE_UPLINK))
 		return TC_ACT_UNSPEC;
@@ -49,9 +66,21 @@ int learn_tc(struct __sk_buff *skb)
 	if (is_learned_anew(reason) && is_decrypted(skb, &packet))
 		reason = learn_decrypted(&packet, now.in, &decision, reason);
 	if (learn_clamps(&packet, now.in, reason))
-		mss_clamp_request_skb(skb, &packet, now.in);
+		mss_clamp_request_skb(skb, &packet, now.in, decision.deliver);
+	if (is_question(now.ctl, reason) && answer_address_skb(skb, &packet, now.in, &decision))
+		reason = answer_encapsulate(skb, now.in, &decision);
+	if (reason == REASON_SERVICE_EMPTY || reason == REASON_VM_HELD)
+		decision.verdict = VERDICT_DROP;
+	if (decision.deliver && now.ctl->vm_cells)
+		reason = deliver_skb(skb, &packet, &decision, reason);
+	if (reason == REASON_VM_RESET)
+		reason = reset_skb(skb, &packet, &decision);
+	if (decision.verdict == VERDICT_REDIRECT || decision.verdict == VERDICT_ANSWER)
+		action = bpf_redirect(decision.out_ifindex, 0);
+	else if (decision.verdict == VERDICT_DROP)
+		action = TC_ACT_SHOT;
 	finish(&now, &packet, &decision, reason);
-	return TC_ACT_UNSPEC;
+	return action;
 }
 
 SEC("tc")

@@ -14,6 +14,7 @@
 #include "maps.h"
 #include "mss.h"
 #include "notice.h"
+#include "service.h"
 
 static __always_inline struct vm *vm_find(__u16 zone, const __u8 *mac)
 {
@@ -75,15 +76,17 @@ static __always_inline bool is_for_host_mac(const struct packet *p, const struct
 
 /*
  * PARSED if a flow may be learned from this packet, else why not. `target` is the id of
- * the VM that has the destination MAC; `vm` becomes it, 0 if only its first reply will tell.
+ * the VM that has the destination MAC; `vm` becomes it, 0 if only its first reply will tell. Of a
+ * service's flow the host's routing need not know the way.
  */
 static __always_inline int learn_allowed(void *ctx, const struct packet *p,
-					 const struct interface *in, __u32 target, __u32 *vm)
+					 const struct interface *in, __u32 target, bool served,
+					 __u32 *vm)
 {
 	*vm = target;
 	/* No bridge, no MACs: the host routes what comes from here. */
 	if (p->no_link_layer)
-		return learn_routed(ctx, p, in, vm);
+		return served ? PARSED : learn_routed(ctx, p, in, vm);
 	if (in->flags & INTERFACE_PORT_BLOCKED)
 		return REASON_PORT_BLOCKED;
 	if (!source_is_other(p, in))
@@ -92,7 +95,9 @@ static __always_inline int learn_allowed(void *ctx, const struct packet *p,
 		return REASON_SOURCE_VM;
 	if (target)
 		return PARSED;
-	return is_for_host_mac(p, in) ? learn_routed(ctx, p, in, vm) : REASON_NOT_FOR_VM;
+	if (!is_for_host_mac(p, in))
+		return REASON_NOT_FOR_VM;
+	return served ? PARSED : learn_routed(ctx, p, in, vm);
 }
 
 /* Answers, aborts, errors and later fragments neither create a flow nor move one. */
@@ -125,26 +130,44 @@ static __always_inline void decision_flow(struct decision *d, const struct flow 
 	d->flags = flow->flags;
 }
 
+/* Of the service that a new flow belongs to, 0 for none. */
+static __always_inline __u32 service_of(const struct packet *p, const struct control *ctl)
+{
+	return ctl->vm_cells ? service_find(p) : 0;
+}
+
 static __always_inline int learn_new(void *ctx, const struct packet *p, const struct interface *in,
-				     __u32 target, struct decision *d)
+				     const struct control *ctl, __u32 target, struct decision *d)
 {
 	struct embryo embryo = {};
-	__u32 vm, reference;
+	__u32 vm, reference, service;
 	int why;
 
 	if (!is_request(p))
 		return REASON_NOT_REQUEST;
-	why = learn_allowed(ctx, p, in, target, &vm);
+	service = service_of(p, ctl);
+	why = learn_allowed(ctx, p, in, target, service, &vm);
 	if (why != PARSED)
 		return why;
 	if (is_pickup(p)) {
 		if (in->flags & INTERFACE_PICKUP_NO)
 			return REASON_PICKUP_OFF;
+		/* Of a flow that is still to be copied from other tables, and has a VM: its sender
+		 * repeats it. */
+		if (service && ctl->migrating)
+			return REASON_VM_HELD;
 		embryo.flow.flags = FLOW_PICKUP;
 	}
 	reference = last_hop_learn(p, in, &why);
 	if (!reference)
 		return why;
+	if (service) {
+		d->deliver = service_choose(p, service);
+		if (!d->deliver)
+			return REASON_SERVICE_EMPTY;
+		embryo.flow.flags |= FLOW_SERVICE;
+		embryo.flow.vm = d->deliver;
+	}
 	embryo.flow.last_hop = reference;
 	embryo.flow.last_seen = p->now;
 	embryo.flow.state = first_state(p);
@@ -156,28 +179,51 @@ static __always_inline int learn_new(void *ctx, const struct packet *p, const st
 }
 
 /*
+ * The VM for a service's flow that begins again. One that seemed to be the VM's own was perhaps
+ * lost: it goes on with the VM that spoke.
+ */
+static __always_inline __u32 restart_vm(const struct flow *flow, const struct packet *p,
+					__u32 service)
+{
+	__u32 vm = flow->vm;
+
+	if (!(flow->flags & FLOW_LOCAL_ORIGIN) || packet_proto(p) != IPPROTO_UDP ||
+	    vm_cell_number(vm) == VMS_MAX)
+		return service_choose(p, service);
+	vm_count_flows(vm, 1);
+	return vm;
+}
+
+/*
  * A new connection with an old five-tuple, or a flow whose provisional life is over: as if learned
  * anew, in its place. Written field by field; a reply in between goes by either the old or the new.
  */
 static __always_inline int learn_restart(void *ctx, struct flow *flow, struct embryo *embryo,
 					 const struct packet *p, const struct interface *in,
-					 struct decision *d)
+					 const struct control *ctl, struct decision *d)
 {
-	__u32 vm, reference;
+	__u32 vm, reference, service = service_of(p, ctl);
 	int why;
 
-	why = learn_allowed(ctx, p, in, vm_id(in->zone, p->destination), &vm);
+	why = learn_allowed(ctx, p, in, vm_id(in->zone, p->destination), service, &vm);
 	if (why != PARSED)
 		return why;
 	reference = last_hop_learn(p, in, &why);
 	if (!reference)
 		return why;
+	d->deliver = service ? restart_vm(flow, p, service) : 0;
+	if (service && !d->deliver)
+		return REASON_SERVICE_EMPTY;
 	if (embryo)
 		embryo->vm_next = embryo->vm_isn;
-	flow->vm = 0;
+	if (flow_served_vm(flow) && flow->state != FLOW_CLOSED)
+		vm_count_flows(flow->vm, -1);
+	flow->vm = d->deliver;
 	flow->flags = 0;
 	flow->moved = 0;
 	flow_set_state(flow, first_state(p), p, embryo);
+	if (service)
+		flow->flags = FLOW_SERVICE;
 	flow->last_seen = p->now;
 	WRITE_ONCE(flow->last_hop, reference);
 	count_request(reference & LAST_HOP_INDEX_MASK, p);
@@ -198,10 +244,12 @@ static __always_inline int learn_move(void *ctx, struct flow *flow, const struct
 	__u32 vm, reference, index = flow->last_hop & LAST_HOP_INDEX_MASK;
 	int why;
 
-	why = learn_allowed(ctx, p, in, vm_id(in->zone, p->destination), &vm);
+	bool served = flow->flags & FLOW_SERVICE;
+
+	why = learn_allowed(ctx, p, in, vm_id(in->zone, p->destination), served, &vm);
 	if (why != PARSED)
 		return why;
-	if (flow->vm && vm && flow->vm != vm)
+	if (flow->vm && vm && flow->vm != vm && !served)
 		return REASON_OTHER_VM;
 	/* Never means: from a record that still stands. */
 	if ((in->flags & INTERFACE_RELEARN_NEVER) && last_hop_reference_of(index) == flow->last_hop)
@@ -228,15 +276,27 @@ static __always_inline int learn_answer(void *ctx, struct flow *flow, struct emb
 	__u8 proto = packet_proto(p);
 
 	if (p->kind == PACKET_OPEN && (proto == IPPROTO_TCP || proto == IPPROTO_SCTP))
-		return learn_restart(ctx, flow, embryo, p, in, d);
+		return learn_restart(ctx, flow, embryo, p, in, ctl, d);
+	if ((flow->flags & FLOW_TRANSPARENT) && vm_is_missed(p, flow->vm))
+		d->deliver = flow->vm;
+	if (flow->state == FLOW_PROVISIONAL && d->deliver) {
+		/* Answers to another's address prove who began. */
+		flow_set_flag(flow, FLOW_ANSWERED);
+		flow_touch(flow, p->now);
+		flow_set_state(flow, FLOW_ESTABLISHED, p, embryo);
+		decision_flow(d, flow);
+		return embryo && !flow_promote(p, flow) ? REASON_ERROR : REASON_ANSWER;
+	}
 	if (flow->state == FLOW_PROVISIONAL) {
 		/*
-		 * UDP does not say who began. This may be a flow that was lost: neither these
-		 * packets nor, once there was one, the VM's renew it, so it heals soon.
+		 * UDP does not say who began, unless it is for a service. This may be a flow that
+		 * was lost: neither these packets nor, once there was one, the VM's renew it, so it
+		 * heals soon.
 		 */
-		if (p->now - flow->last_seen >= ctl->timeouts[TIMEOUT_UDP_PROVISIONAL] &&
-		    is_request(p))
-			return learn_restart(ctx, flow, embryo, p, in, d);
+		if (is_request(p) &&
+		    (p->now - flow->last_seen >= ctl->timeouts[TIMEOUT_UDP_PROVISIONAL] ||
+		     service_of(p, ctl)))
+			return learn_restart(ctx, flow, embryo, p, in, ctl, d);
 		flow_set_flag(flow, FLOW_ANSWERED);
 	} else {
 		flow_set_flag(flow, FLOW_ANSWERED);
@@ -261,6 +321,8 @@ static __always_inline bool embryo_is_proven(const struct embryo *e, const struc
 		return e->vm_next != e->vm_isn && p->kind == PACKET_DATA &&
 		       (p->tcp_flags & TCP_ACK) &&
 		       p->ack - (e->vm_isn + 1) <= e->vm_next - (e->vm_isn + 1);
+	if (e->flow.flags & FLOW_SERVICE)
+		return (e->flow.flags & FLOW_ANSWERED) && !flow_is_finished(&e->flow);
 	return e->flow.vm && !flow_is_finished(&e->flow);
 }
 
@@ -285,6 +347,13 @@ static __always_inline void flow_advance_request(struct flow *flow, const struct
 	}
 }
 
+/* A request of a flow that stays where it is, for one of these reasons, is still for its VM. */
+static __always_inline bool is_still_delivered(int why)
+{
+	return why == REASON_RELEARN || why == REASON_RELEARN_OFF || why == REASON_RELEARN_DAMPED ||
+	       why == REASON_UNKNOWN_DEVICE || why == REASON_LAST_HOP_BUDGET;
+}
+
 static __always_inline int learn_known(void *ctx, struct flow *flow, struct embryo *embryo,
 				       const struct packet *p, const struct interface *in,
 				       const struct control *ctl, struct decision *d)
@@ -293,10 +362,13 @@ static __always_inline int learn_known(void *ctx, struct flow *flow, struct embr
 	__u32 vm, successor = 0;
 	bool proven, same;
 
-	if ((in->flags & INTERFACE_LOWER) && last_hop_is_below(flow->last_hop, p, in))
+	if ((in->flags & INTERFACE_LOWER) && last_hop_is_below(flow->last_hop, p, in)) {
+		/* Whence its VM could not be reached, or the packet would not be here. */
+		d->deliver = flow_served_vm(flow);
 		return REASON_LEARNED_BELOW;
+	}
 	if (is_reopening(flow, p))
-		return learn_restart(ctx, flow, embryo, p, in, d);
+		return learn_restart(ctx, flow, embryo, p, in, ctl, d);
 	same = last_hop_is_source(flow->last_hop, p);
 	if (!same) {
 		successor = last_hop_successor(flow->last_hop, p);
@@ -304,22 +376,30 @@ static __always_inline int learn_known(void *ctx, struct flow *flow, struct embr
 			WRITE_ONCE(flow->last_hop, successor);
 	}
 	if (!same && !successor) {
-		if (!is_request(p))
+		if (!is_request(p)) {
+			if (is_for_host_mac(p, in) || vm_id(in->zone, p->destination))
+				d->deliver = flow_served_vm(flow);
 			return REASON_NOT_REQUEST;
+		}
 		if (p->kind == PACKET_OPEN && packet_proto(p) != IPPROTO_ICMP &&
 		    packet_proto(p) != IPPROTO_ICMPV6)
-			return learn_restart(ctx, flow, embryo, p, in, d);
+			return learn_restart(ctx, flow, embryo, p, in, ctl, d);
 		why = learn_move(ctx, flow, p, in, ctl);
+		if (is_still_delivered(why))
+			d->deliver = flow_served_vm(flow);
 		if (why != REASON_RELEARN)
 			return why;
-	} else if (p->kind == PACKET_OPEN && flow->vm && flow->state <= FLOW_SYN_ACK) {
+	} else if (p->kind == PACKET_OPEN && flow->vm && flow->state <= FLOW_SYN_ACK &&
+		   !(flow->flags & FLOW_SERVICE)) {
 		/* The handshake begins again with another VM. */
-		if (learn_allowed(ctx, p, in, vm_id(in->zone, p->destination), &vm) == PARSED &&
+		if (learn_allowed(ctx, p, in, vm_id(in->zone, p->destination), false, &vm) ==
+			    PARSED &&
 		    vm && vm != flow->vm)
 			return packet_proto(p) == IPPROTO_TCP || packet_proto(p) == IPPROTO_SCTP
-				       ? learn_restart(ctx, flow, embryo, p, in, d)
+				       ? learn_restart(ctx, flow, embryo, p, in, ctl, d)
 				       : REASON_OTHER_VM;
 	}
+	d->deliver = flow_served_vm(flow);
 	count_request(flow->last_hop & LAST_HOP_INDEX_MASK, p);
 	proven = embryo && embryo_is_proven(embryo, p);
 	flow_advance_request(flow, p, embryo);
@@ -340,26 +420,34 @@ static __always_inline int learn(void *ctx, const struct packet *p, const struct
 	struct embryo *embryo = NULL;
 	struct flow *flow = flow_find(p);
 	__u32 target;
+	bool mine;
 
 	if ((in->flags & INTERFACE_EXCLUDES) && is_excluded(p, in))
 		return REASON_EXCLUDED;
 	if (!flow) {
 		/* Most that misses is for nobody here: say so before looking further. */
 		target = vm_id(in->zone, p->destination);
-		if (!target && !is_for_host_mac(p, in))
+		mine = target || is_for_host_mac(p, in);
+		if (!mine && !ctl->vm_cells)
 			return REASON_NOT_FOR_VM;
 		embryo = embryo_find(p);
 		if (!embryo && ctl->migrating && flow_take_over(p)) {
 			flow = flow_find(p);
 			embryo = flow ? NULL : embryo_find(p);
 		}
-		if (!embryo && !flow)
-			return learn_new(ctx, p, in, target, d);
 		if (embryo)
 			flow = &embryo->flow;
+		/* The answer to what a VM forwarded is addressed to anybody. */
+		if (!mine && !(flow && (flow->flags & FLOW_TRANSPARENT)))
+			return REASON_NOT_FOR_VM;
+		if (!flow)
+			return learn_new(ctx, p, in, ctl, target, d);
 	}
 	if (p->kind == PACKET_ERROR) {
 		decision_flow(d, flow);
+		d->deliver = flow_served_vm(flow);
+		if ((flow->flags & FLOW_TRANSPARENT) && vm_is_missed(p, flow->vm))
+			d->deliver = flow->vm;
 		return REASON_QUOTED;
 	}
 	if (flow->flags & FLOW_LOCAL_ORIGIN)
@@ -411,12 +499,20 @@ static __always_inline bool learn_clamps(const struct packet *p, const struct in
  * change; nor for a VM that is not known yet: it may be behind such a tap.
  */
 static __always_inline bool is_for_enforced(void *ctx, const struct packet *p,
-					    const struct interface *in)
+					    const struct interface *in, __u32 deliver)
 {
 	struct vm *vm = vm_find(in->zone, p->destination);
+	__u32 number = vm_cell_number(deliver);
 	struct bpf_fib_lookup fib = {};
 	struct interface *tap = NULL;
+	struct vm_cell *cell;
 	long rc;
+
+	cell = bpf_map_lookup_elem(&vm_cells, &number);
+	if (cell) {
+		tap = interface_find(cell->ifindex);
+		return tap && tap->role == ROLE_TAP && tap->policy == POLICY_ENFORCE;
+	}
 
 	if (!vm && is_for_host_mac(p, in)) {
 		fib_ask(&fib, p, in, true);
@@ -436,7 +532,7 @@ static __always_inline bool is_for_enforced(void *ctx, const struct packet *p,
 /* Lowers the MSS of a SYN to what fits the way back. Global, so that the verifier looks at it once.
  */
 __noinline int mss_clamp_request_skb(struct __sk_buff *skb, const struct packet *p,
-				     const struct interface *in)
+				     const struct interface *in, __u32 deliver)
 {
 	__u32 bound, at;
 
@@ -444,11 +540,11 @@ __noinline int mss_clamp_request_skb(struct __sk_buff *skb, const struct packet 
 		return false;
 	bound = mss_bound(p, in->mtu);
 	at = mss_excess(skb, false, p, bound);
-	return at && is_for_enforced(skb, p, in) && mss_lower_skb(skb, p, at, bound);
+	return at && is_for_enforced(skb, p, in, deliver) && mss_lower_skb(skb, p, at, bound);
 }
 
 __noinline int mss_clamp_request_xdp(struct xdp_md *ctx, const struct packet *p,
-				     const struct interface *in)
+				     const struct interface *in, __u32 deliver)
 {
 	__u32 bound, at;
 
@@ -456,7 +552,7 @@ __noinline int mss_clamp_request_xdp(struct xdp_md *ctx, const struct packet *p,
 		return false;
 	bound = mss_bound(p, in->mtu);
 	at = mss_excess(ctx, true, p, bound);
-	return at && is_for_enforced(ctx, p, in) && mss_lower_xdp(ctx, p, at, bound);
+	return at && is_for_enforced(ctx, p, in, deliver) && mss_lower_xdp(ctx, p, at, bound);
 }
 
 #endif

@@ -275,6 +275,124 @@ struct {
 	__type(value, struct vm);
 } vms SEC(".maps");
 
+/* Cell -> a VM that frames are handed to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VMS_MAX);
+	__type(key, __u32);
+	__type(value, struct vm_cell);
+} vm_cells SEC(".maps");
+
+/* Cell -> traffic. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, VMS_MAX);
+	__type(key, __u32);
+	__type(value, struct vm_stats);
+} vm_stats SEC(".maps");
+
+/* Cell -> flows of services that are open; set right by each sweep, as the LRU evicts some. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VMS_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} vm_flows SEC(".maps");
+
+/* Cell, or VMS_MAX + cell -> the same as a sweep counted it, as in last_hop_refs; 2 * VMS_MAX rows
+ * further those that are closed, and those that the VM opened and whose answers are handed to it.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VMS_MAX * 4);
+	__type(key, __u32);
+	__type(value, __u32);
+} vm_refs SEC(".maps");
+
+/* Name -> VM of the operator's. For the controller only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, VM_SPECS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct vm_name);
+	__type(value, struct vm_spec);
+} vm_specs SEC(".maps");
+
+/* Name -> service of the operator's. For the controller only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SERVICES_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct service_name);
+	__type(value, struct service_spec);
+} service_specs SEC(".maps");
+
+/* Zone, protocol, port and longest prefix of the address -> index of the service. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, SERVICE_KEYS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct service_key);
+	__type(value, __u32);
+} service_index SEC(".maps");
+
+/* Index -> what the service wants. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SERVICES_MAX + 1);
+	__type(key, __u32);
+	__type(value, struct service);
+} services SEC(".maps");
+
+/* Index of the service -> what it did. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SERVICES_MAX + 1);
+	__type(key, __u32);
+	__type(value, struct service_stats);
+} service_stats SEC(".maps");
+
+/* Index -> where the cells of a pool's VMs stand. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, POOLS_MAX);
+	__type(key, __u32);
+	__type(value, struct pool);
+} pools SEC(".maps");
+
+/* Cells of VMs, POOL_LINE_CELLS in a line: an element of an array takes 8 bytes at least. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, POOL_LINES_MAX);
+	__type(key, __u32);
+	__type(value, struct pool_line);
+} pool_lines SEC(".maps");
+
+/* Index of a pool -> how often its turn has come. Only programs write it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, POOLS_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} pool_cursors SEC(".maps");
+
+/* Service and longest prefix of the client -> index of the pool for it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, ASSOCIATIONS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct association_key);
+	__type(value, __u32);
+} associations SEC(".maps");
+
+/* Client and service -> its VM. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, AFFINITIES_MAX);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+} affinities SEC(".maps");
+
 /* First fragment -> ports for those that follow it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

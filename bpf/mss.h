@@ -73,13 +73,6 @@ static __always_inline __u32 tcp_options_bytes(__u8 data_offset)
 	return bytes <= TCP_HEADER_BYTES ? 0 : (bytes - TCP_HEADER_BYTES) & 0x3c;
 }
 
-/* Constant after inlining; the helpers of one hook are unknown to the other. */
-static __always_inline long load(void *ctx, bool xdp, __u32 offset, void *to, __u32 bytes)
-{
-	return xdp ? bpf_xdp_load_bytes(ctx, offset, to, bytes)
-		   : bpf_skb_load_bytes(ctx, offset, to, bytes);
-}
-
 /* Where in the frame the value stands, if it is there and over the bound; else 0. */
 static __always_inline __u32 mss_excess(void *ctx, bool xdp, const struct packet *p, __u32 bound)
 {

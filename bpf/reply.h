@@ -110,8 +110,53 @@ static __always_inline int no_vm_reason(const struct packet *p, const struct int
 	return source_is_other(p, in) ? REASON_VM_BUDGET : REASON_SOURCE_MAC;
 }
 
+/*
+ * Would the host's own routing bring what answers this packet to the VM that sent it? On a bridge a
+ * client may be where VMs are: only the VM's MAC says yes.
+ */
+static __always_inline bool is_routed_back(struct __sk_buff *skb, const struct packet *p,
+					   const struct interface *in)
+{
+	struct bpf_fib_lookup fib = {};
+	long rc;
+
+	fib_ask(&fib, p, in, true);
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	if (rc == BPF_FIB_LKUP_RET_SUCCESS)
+		return mac_equal(fib.dmac, p->source);
+	return rc == BPF_FIB_LKUP_RET_NO_NEIGH && is_for_host_mac(p, in) &&
+	       (fib.ifindex == in->l3_ifindex || fib.ifindex == p->ifindex);
+}
+
+/*
+ * Of a flow that a VM opens: if the source may be another's address, the answers are handed to the
+ * VM, or to the one that a stored policy names. Whose address it is the host's routing knows, if it
+ * knows the network at all; if not, answers that a bridge brings to the VM's MAC need no help. UDP
+ * from a service's address is rather a reply whose flow was lost.
+ */
+__noinline int reply_transparent(struct __sk_buff *skb, const struct packet *p,
+				 const struct interface *in, struct flow *flow)
+{
+	struct vm_cell *cell;
+	__u32 number;
+
+	if (!p || !in || !flow)
+		return 0;
+	number = vm_cell_number(flow->vm);
+	cell = bpf_map_lookup_elem(&vm_cells, &number);
+	if (!cell || (packet_proto(p) == IPPROTO_UDP && service_find(p)) ||
+	    is_routed_back(skb, p, in))
+		return 0;
+	flow->flags |= FLOW_TRANSPARENT;
+	if (cell->responses)
+		flow->vm = cell->responses;
+	return 0;
+}
+
 /* A packet of a VM without a flow: is it the first of a connection that the VM opens? */
-static __noinline int reply_local_origin(const struct packet *p, __u32 vm)
+static __noinline int reply_local_origin(struct __sk_buff *skb, const struct packet *p,
+					 const struct interface *in, const struct control *ctl,
+					 __u32 vm)
 {
 	__u8 proto = packet_proto(p);
 	struct embryo embryo = {};
@@ -125,14 +170,19 @@ static __noinline int reply_local_origin(const struct packet *p, __u32 vm)
 	embryo.flow.flags = FLOW_LOCAL_ORIGIN;
 	embryo.flow.vm = vm;
 	embryo.flow.last_seen = p->now;
+	if (ctl->vm_cells)
+		reply_transparent(skb, p, in, &embryo.flow);
 	return embryo_insert(p, &embryo) ? REASON_LOCAL_ORIGIN : REASON_ERROR;
 }
 
-static __always_inline int reply_of_local_origin(struct flow *flow, const struct embryo *embryo,
-						 const struct packet *p, __u32 vm,
+static __always_inline int reply_of_local_origin(struct __sk_buff *skb, struct flow *flow,
+						 const struct embryo *embryo,
+						 const struct packet *p, const struct interface *in,
+						 const struct control *ctl, __u32 vm,
 						 struct decision *d)
 {
 	__u8 proto = packet_proto(p);
+	struct flow fresh = {};
 
 	if (p->kind == PACKET_ERROR)
 		return REASON_LOCAL_ORIGIN;
@@ -140,9 +190,13 @@ static __always_inline int reply_of_local_origin(struct flow *flow, const struct
 	 */
 	if (p->kind == PACKET_OPEN && (proto == IPPROTO_TCP || proto == IPPROTO_SCTP) &&
 	    flow->state != FLOW_SYN) {
-		flow->flags = FLOW_LOCAL_ORIGIN;
+		fresh.flags = FLOW_LOCAL_ORIGIN;
+		fresh.vm = vm;
+		if (ctl->vm_cells)
+			reply_transparent(skb, p, in, &fresh);
+		flow->flags = fresh.flags;
 		flow_set_state(flow, FLOW_SYN, p, embryo);
-		flow->vm = vm;
+		flow->vm = fresh.vm;
 	}
 	if (flow->state == FLOW_PROVISIONAL) {
 		if (!(flow->flags & FLOW_ANSWERED))
@@ -406,7 +460,7 @@ static __always_inline int reply_send(struct __sk_buff *skb, const struct packet
 		xfrm_id_write(skb, record);
 		d->routed = true;
 	} else if ((record->encapsulated & ENCAPSULATION_TUNNEL) &&
-		   !tunnel_key_write(skb, record)) {
+		   !tunnel_key_write(skb, &record->encapsulation.tunnel)) {
 		return REASON_ERROR;
 	}
 	if ((routed || record->kind == LAST_HOP_IP) && !reply_decrement_ttl(skb, p))
@@ -443,16 +497,19 @@ static __always_inline int reply(struct __sk_buff *skb, const struct packet *p,
 			embryo = flow ? NULL : embryo_find(p);
 		}
 		if (!embryo && !flow)
-			return p->kind == PACKET_ERROR ? REASON_NO_FLOW : reply_local_origin(p, vm);
+			return p->kind == PACKET_ERROR ? REASON_NO_FLOW
+						       : reply_local_origin(skb, p, in, ctl, vm);
 		if (embryo)
 			flow = &embryo->flow;
 	}
 	if (flow->flags & FLOW_LOCAL_ORIGIN)
-		return reply_of_local_origin(flow, embryo, p, vm, d);
+		return reply_of_local_origin(skb, flow, embryo, p, in, ctl, vm, d);
 	if (!flow->vm && p->kind != PACKET_ERROR)
 		__sync_val_compare_and_swap(&flow->vm, 0, vm);
-	if (flow->vm && flow->vm != vm)
+	if (flow->vm && flow->vm != vm && !vm_answers_for(flow->vm, vm))
 		return REASON_VM_MISMATCH;
+	if ((flow->flags & FLOW_SERVICE) && p->kind != PACKET_ERROR)
+		flow_set_flag(flow, FLOW_ANSWERED);
 	if (p->kind != PACKET_ERROR)
 		flow_advance_reply(flow, embryo, p);
 	decision_flow(d, flow);

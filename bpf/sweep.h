@@ -77,11 +77,41 @@ static __always_inline __u32 age_bucket(__u32 age_ticks)
 	return bucket;
 }
 
+/* Global, so that the verifier looks at it once. */
+__noinline int sweep_served(__u32 vm, __s32 change, __u32 first)
+{
+	__u32 number = vm_cell_number(vm), *count;
+
+	if (number == VMS_MAX)
+		return 0;
+	number += first;
+	count = bpf_map_lookup_elem(&vm_refs, &number);
+	if (count)
+		*count += change;
+	return 0;
+}
+
+/*
+ * Open flows of services by VM, and apart from them those whose answers are handed over, and closed
+ * ones: their last packets must find the VM, too.
+ */
+static __always_inline void sweep_vm(const struct flow *flow, __s32 change,
+				     const struct sweep_control *how)
+{
+	__u32 first = how->refs ? VMS_MAX : 0;
+
+	if (!(flow->flags & FLOW_SERVICE) || flow->state == FLOW_CLOSED)
+		first += 2 * VMS_MAX;
+	sweep_served(flow->vm, change, first);
+}
+
 static __always_inline void sweep_reference(const struct flow *flow, __s32 change,
 					    const struct sweep_control *how)
 {
 	__u32 index = flow->last_hop & LAST_HOP_INDEX_MASK, *refs;
 
+	if (flow->flags & (FLOW_SERVICE | FLOW_TRANSPARENT))
+		sweep_vm(flow, change, how);
 	if (flow->flags & FLOW_LOCAL_ORIGIN)
 		return;
 	index += how->refs ? LAST_HOPS_MAX : 0;
@@ -125,6 +155,7 @@ static __always_inline void sweep_expire(void *map, __u32 table, const void *key
 {
 	__u8 state = flow->state;
 
+	/* Also of its VM: vm_flows is set by that when the pass has ended. */
 	sweep_reference(flow, -1, how);
 	if (bpf_map_delete_elem(map, key))
 		return;

@@ -20,6 +20,7 @@ import {
   STRUCTS,
   TICK_SHIFT,
   VERDICT,
+  VM_STATE,
 } from "./layout.gen.ts";
 
 type Structs = typeof STRUCTS;
@@ -211,6 +212,7 @@ export const POLICY_NAMES = namesOf(POLICY);
 export const REASON_NAMES = namesOf(REASON);
 export const ROLE_NAMES = namesOf(ROLE);
 export const VERDICT_NAMES = namesOf(VERDICT);
+export const VM_STATE_NAMES = namesOf(VM_STATE);
 
 /** Seconds of CLOCK_MONOTONIC in one tick. */
 export const TICK_SECONDS = 2 ** TICK_SHIFT / 1e9;

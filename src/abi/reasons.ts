@@ -15,7 +15,11 @@ export interface ReasonInfo {
 }
 
 const either = (text: string): ReasonInfo => ({ verdict: "pass", roles: ["uplink", "tap"], text });
-const uplink = (text: string): ReasonInfo => ({ verdict: "pass", roles: ["uplink"], text });
+const uplink = (text: string, verdict: VerdictName = "pass"): ReasonInfo => ({
+  verdict,
+  roles: ["uplink"],
+  text,
+});
 const tap = (text: string, verdict: VerdictName = "pass"): ReasonInfo => ({ verdict, roles: ["tap"], text });
 
 export const REASON_INFO: Readonly<Record<keyof typeof REASON, ReasonInfo>> = {
@@ -70,6 +74,12 @@ export const REASON_INFO: Readonly<Record<keyof typeof REASON, ReasonInfo>> = {
   UNKNOWN_LABELS: uplink("no reply's labels are configured for the MPLS label stack of the request"),
   STACK: tap("handed to the host's own routing, marked", "stack"),
   TOO_BIG: tap("too big for the way back: the VM was told so by an ICMP error", "answer"),
+  DELIVER: uplink("handed to the VM of its flow, which stays as it is", "redirect"),
+  DELIVER_HOOK: uplink("for a service's VM whose tap cannot be reached from this hook, or came in MPLS"),
+  SERVICE_EMPTY: uplink("for a service of which no VM is up", "drop"),
+  VM_HELD: uplink("the flow waits for its VM, which is down", "drop"),
+  VM_RESET: uplink("the flow's VM is down: the sender was told so by a TCP reset", "answer"),
+  ADDRESS_ANSWER: uplink("ARP or neighbour discovery for the address of a service: answered", "answer"),
 };
 
 export interface NamedReason extends ReasonInfo {

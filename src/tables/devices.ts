@@ -4,8 +4,9 @@
 // Programs read neither origin, owner nor successor of a record, so these may change while the record is in use.
 
 import { createHash } from "node:crypto";
-import { decode, type StructInput, type StructValue, sizeOf } from "../abi/codec.ts";
+import { decode, type StructInput, type StructValue } from "../abi/codec.ts";
 import { LAST_HOP } from "../abi/layout.gen.ts";
+import { ChangeReader } from "./changeReader.ts";
 import { BATCH_ENTRIES, type TableMap } from "./source.ts";
 
 export type Device = StructValue<"device">;
@@ -93,33 +94,23 @@ export interface NamedDevice {
   device: Device;
 }
 
-const KEY_BYTES = sizeOf("device_key");
-
 /** Reads all devices again and again: only what has changed is taken apart. */
 export class DeviceReader {
-  readonly #map: TableMap;
-  #known = new Map<string, { value: Buffer; named: NamedDevice }>();
+  readonly #reader: ChangeReader<NamedDevice>;
 
   constructor(table: { map: TableMap }) {
-    this.#map = table.map;
+    this.#reader = new ChangeReader(table, {
+      key: "device_key",
+      batch: BATCH_ENTRIES,
+      take: (name, value, before) => ({
+        name,
+        id: before?.id ?? ownerId(name),
+        device: decode("device", value),
+      }),
+    });
   }
 
   read(): NamedDevice[] {
-    const found = new Map<string, { value: Buffer; named: NamedDevice }>();
-    for (const { count, keys, values } of this.#map.batches(BATCH_ENTRIES)) {
-      for (let place = 0; place < count; place++) {
-        const { name } = decode("device_key", keys, place * KEY_BYTES);
-        const value = values.subarray(place * this.#map.valueBytes, (place + 1) * this.#map.valueBytes);
-        const known = this.#known.get(name);
-        if (known?.value.equals(value)) {
-          found.set(name, known);
-          continue;
-        }
-        const named = { name, id: known?.named.id ?? ownerId(name), device: decode("device", value) };
-        found.set(name, { value: Buffer.from(value), named });
-      }
-    }
-    this.#known = found;
-    return [...found.values()].map(({ named }) => named);
+    return [...this.#reader.read().values()];
   }
 }

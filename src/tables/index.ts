@@ -5,16 +5,19 @@ import { ControlTable } from "./control.ts";
 import { FlowTables } from "./flows.ts";
 import { InterfaceTable } from "./interfaces.ts";
 import { LastHopTables } from "./lastHops.ts";
+import { ServiceTables, VmTables } from "./services.ts";
 import type { TableSource } from "./source.ts";
 import { StructTable } from "./structTable.ts";
 import { SweepTables } from "./sweep.ts";
 import { TunnelTables } from "./tunnels.ts";
 import { VerdictTable } from "./verdicts.ts";
 
+export * from "./changeReader.ts";
 export * from "./devices.ts";
 export * from "./flows.ts";
 export * from "./interfaces.ts";
 export * from "./lastHops.ts";
+export * from "./services.ts";
 export type * from "./source.ts";
 export * from "./sweep.ts";
 export * from "./tunnels.ts";
@@ -47,6 +50,9 @@ export class Tables {
   readonly labelStacks: StructTable<"label_stack", "u32">;
   readonly identity: StructTable<"u32", "identity">;
   readonly tunnels: TunnelTables;
+  /** VMs of the operator's that services hand frames to. */
+  readonly guests: VmTables;
+  readonly services: ServiceTables;
 
   constructor(source: TableSource) {
     this.flows = new FlowTables(source);
@@ -67,5 +73,7 @@ export class Tables {
     this.labelStacks = new StructTable(source, "label_stacks", "label_stack", "u32");
     this.identity = new StructTable(source, "identity", "u32", "identity");
     this.tunnels = new TunnelTables(source);
+    this.guests = new VmTables(source);
+    this.services = new ServiceTables(source);
   }
 }

@@ -2,7 +2,7 @@
 // What steers the sweep programs, what they found, and what went in and out of the flow tables meanwhile.
 
 import type { StructInput, StructValue } from "../abi/codec.ts";
-import { FLOW_STATES, LAST_HOPS_MAX, TABLES } from "../abi/layout.gen.ts";
+import { FLOW_STATES, LAST_HOPS_MAX, TABLES, VMS_MAX } from "../abi/layout.gen.ts";
 import type { TableMap, TableSource } from "./source.ts";
 import { StructTable } from "./structTable.ts";
 
@@ -28,7 +28,7 @@ export class SweepTables {
     this.#work = new StructTable(source, "sweep_work", "u32", "sweep_work");
   }
 
-  /** Begins a pass; returns the half of last_hop_refs that it counts in, which the caller clears. */
+  /** Begins a pass; returns the half of last_hop_refs that it counts in, which the caller clears as that of vm_refs. */
   begin({ idleTicks, budgetNs }: SweepControl): number {
     const refs_ended = this.endedRefs();
     const refs = refs_ended === 0 ? LAST_HOPS_MAX : 0;
@@ -45,6 +45,11 @@ export class SweepTables {
   /** The half of last_hop_refs that the last pass filled. */
   endedRefs(): number {
     return this.#control.get(0)!.refs_ended;
+  }
+
+  /** The half of vm_refs that the last pass filled. */
+  endedVmRefs(): number {
+    return this.endedRefs() === 0 ? 0 : VMS_MAX;
   }
 
   /** Before a table is walked: what an earlier pass found, or left half done, is forgotten. */

@@ -5,7 +5,7 @@
 //
 // A failure prints the seed: LASTHOP_FUZZ_SEED=n repeats the run, LASTHOP_FUZZ_PACKETS=n makes it longer.
 
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { expect } from "vitest";
 import { decode, type ReasonName, type StructValue, sizeOf, splitLastHop } from "../../src/abi/codec.ts";
 import {
   INTERFACE_FLAG,
@@ -17,7 +17,9 @@ import {
 } from "../../src/abi/layout.gen.ts";
 import { allRows } from "./rows/index.ts";
 import { macText } from "./support/bytes.ts";
-import { createDevices, enterPrivateNamespace, IFINDEX, PORTS, type PortName } from "./support/devices.ts";
+import { IFINDEX, PORTS, type PortName } from "./support/devices.ts";
+import { useWorld, world } from "./support/fixture.ts";
+import { testFuzzer } from "./support/fuzz.ts";
 import { mutate } from "./support/mutate.ts";
 import { createdKey, keyText, type Side } from "./support/oracle.ts";
 import { Random } from "./support/random.ts";
@@ -25,26 +27,15 @@ import { expectedOutput } from "./support/rewrite.ts";
 import { withDestination } from "./support/rows.ts";
 import { FAMILIES, MAC } from "./support/scene.ts";
 import { CLIENT_PORT, ECHO_ID, VM_PORT } from "./support/talk.ts";
-import { LAST_HOPS, type Run, UPLINK_PROGRAMS, type UplinkProgram, u32, World } from "./support/world.ts";
+import { LAST_HOPS, type Run, type UplinkProgram, u32 } from "./support/world.ts";
 
-const SEED = Number(process.env.LASTHOP_FUZZ_SEED ?? 20240601);
-const PACKETS = Number(process.env.LASTHOP_FUZZ_PACKETS ?? 220_000);
-const TIMEOUT_MS = Math.max(60_000, PACKETS);
 const CHECK_EVERY = 1000;
 const CHANGE_TABLES_EVERY = 50;
 
 const UPLINKS: PortName[] = ["uplink_a", "uplink_b", "uplink_z"];
 const TAPS: PortName[] = ["tap_1", "tap_2", "tap_z"];
 
-let world: World;
-
-beforeAll(() => {
-  enterPrivateNamespace();
-  createDevices();
-  world = new World();
-});
-
-afterAll(() => world?.close());
+useWorld();
 
 interface Packet {
   port: PortName;
@@ -385,21 +376,12 @@ const REACHED: ReasonName[] = [
 /** These need tables as well that happen to fit. */
 const REACHED_SELDOM: ReasonName[] = ["learned_below"];
 
-test.each(UPLINK_PROGRAMS)(
-  "%s and reply_tc keep their promises whatever comes",
-  (program) => {
-    const seed = SEED + UPLINK_PROGRAMS.indexOf(program);
-    try {
-      const seen = fuzz(program, seed, Math.ceil(PACKETS / UPLINK_PROGRAMS.length));
-      const fewer = (than: number) => (reason: ReasonName) => (seen.get(reason) ?? 0) < than;
-      expect(REACHED.filter(fewer(PACKETS / 2000))).toEqual([]);
-      expect(REACHED_SELDOM.filter(fewer(PACKETS / 20_000))).toEqual([]);
-    } catch (error) {
-      if (error instanceof Error) {
-        error.message = `LASTHOP_FUZZ_SEED=${SEED}: ${error.message}`;
-      }
-      throw error;
-    }
+testFuzzer("%s and reply_tc keep their promises whatever comes", {
+  seed: 20240601,
+  packets: 220_000,
+  run: fuzz,
+  missed(seen, packets) {
+    const fewer = (than: number) => (reason: ReasonName) => (seen.get(reason) ?? 0) < than;
+    return [...REACHED.filter(fewer(packets / 2000)), ...REACHED_SELDOM.filter(fewer(packets / 20_000))];
   },
-  TIMEOUT_MS,
-);
+});

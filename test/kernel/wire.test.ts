@@ -3,238 +3,54 @@
 // that a redirect really goes to, and what happens when that device is gone.
 
 import { spawnSync } from "node:child_process";
-import { closeSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
-import type { ReasonName } from "../../src/abi/codec.ts";
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { INTERFACE_FLAG } from "../../src/abi/layout.gen.ts";
-import { loadFfi } from "../../src/ffi/index.ts";
-import { BpfLink, BpfObject, clsact, RingBuffer, tcxQuery } from "../../src/libbpf/index.ts";
-import { describeFrame } from "./support/decode.ts";
-import {
-  createDevices,
-  enterPrivateNamespace,
-  IFINDEX,
-  PEER_IFINDEX,
-  PORTS,
-  type PortName,
-} from "./support/devices.ts";
+import { IFINDEX, PORTS } from "./support/devices.ts";
+import { useWire, wire, world } from "./support/fixture.ts";
 import { ETH_P, type Tag } from "./support/packet.ts";
-import { withDestination } from "./support/rows.ts";
 import { FAMILIES, type Family, MAC } from "./support/scene.ts";
 import * as talk from "./support/talk.ts";
 import { c, v, viaB } from "./support/talk.ts";
-import { vlanTags, World } from "./support/world.ts";
+import type { Wire } from "./support/wire.ts";
+import { vlanTags } from "./support/world.ts";
 
-const WIRE_PATH = fileURLToPath(new URL("../../build/test/kernel/support/wire.bpf.o", import.meta.url));
-const POLL_MS = 2;
-/** How long something that must come may take, and how long nothing must come for. */
-const PATIENCE_MS = 3000;
-const QUIET_MS = 40;
 const TICK_MS = 2 ** 28 / 1e6;
-/** What capture of wire.bpf.c tells before the bytes. */
-const HEAD_OFFSET = 24;
 
-interface Captured {
-  at: PortName;
-  /** As on the wire: those of the metadata and of the frame, outer first. */
-  tags: Tag[];
-  /** The first bytes of the frame, without tags. */
-  head: Buffer;
-  /** Of all of it. */
-  length: number;
-}
-
-const AF_PACKET = 17;
-const SOCK_RAW = 3;
-
-let world: World;
-let libc: ReturnType<typeof bindLibc>;
-let packetSocket: number;
-let wire: BpfObject;
-let ring: RingBuffer;
-const links: BpfLink[] = [];
-const undo: (() => void)[] = [];
-
-function bindLibc() {
-  const library = loadFfi().open("libc.so.6");
-  return {
-    socket: library.function("socket", "i32", ["i32", "i32", "i32"]),
-    sendto: library.function("sendto", "i64", ["i32", "pointer", "size_t", "i32", "pointer", "u32"]),
-  };
-}
-
-function attachTc(program: { fd: number }, ifindex: number): void {
-  const given = program as Parameters<typeof BpfLink.attachTcx>[0];
-  if (tcxQuery(ifindex, "ingress") !== undefined) {
-    links.push(BpfLink.attachTcx(given, ifindex, "ingress"));
-    return;
-  }
-  attachClsact(program, ifindex);
-}
-
-function attachClsact(program: { fd: number }, ifindex: number): void {
-  const given = program as Parameters<typeof BpfLink.attachTcx>[0];
-  clsact.create(ifindex);
-  clsact.attach({ ifindex, direction: "ingress", program: given, handle: 1, priority: 1, replace: true });
-  undo.push(() => void clsact.destroy(ifindex));
-}
-
-function detachAll(): void {
-  for (const link of links.splice(0)) {
-    link.close();
-  }
-  for (const step of undo.splice(0)) {
-    step();
-  }
-}
-
-/** A packet socket: what it sends is like a frame of another machine, also to generic XDP. */
-function sendRaw(ifindex: number, frame: Buffer): void {
-  const address = Buffer.alloc(20); // struct sockaddr_ll
-  address.writeUInt16LE(AF_PACKET, 0);
-  address.writeUInt32LE(ifindex, 4);
-  expect(libc.sendto(packetSocket, frame, frame.length, 0, address, address.length), "sent").toBe(
-    frame.length,
-  );
-}
-
-/** With a tag in the metadata, as a NIC gives it that strips tags. */
-function sendTagged(ifindex: number, frame: Buffer, tag: Tag): void {
-  const proto = Buffer.alloc(2);
-  proto.writeUInt16BE(tag.proto ?? ETH_P.vlan);
-  const tci = ((tag.priority ?? 0) << 13) | tag.vid;
-  const context = Buffer.alloc(192);
-  context.writeUInt32LE(ifindex, 48); // cb[0]
-  context.writeUInt32LE(((proto.readUInt16LE() << 16) | tci) >>> 0, 52); // cb[1]
-  expect(wire.program("inject").testRun({ data: frame, ctx: context }).retval, "sent").toBe(0);
-}
-
-/**
- * Puts a frame on the wire at the far end of a port. Returns the reason that the port's program counted it by: a
- * soft interrupt later, usually of this very call.
- */
-async function send(port: PortName, frame: Buffer, metadata?: Tag): Promise<ReasonName> {
-  world.takeCounts();
-  if (metadata) {
-    sendTagged(PEER_IFINDEX[port], frame, metadata);
-  } else {
-    sendRaw(PEER_IFINDEX[port], frame);
-  }
-  for (let waited = 0; waited < PATIENCE_MS; waited += POLL_MS) {
-    const count = world.takeCounts().find(({ slot }) => slot === PORTS[port].slot);
-    if (count) {
-      return count.reason;
-    }
-    await sleep(POLL_MS);
-  }
-  throw new Error(`no program saw the frame on ${port}`);
-}
-
-/** What came out of any port since the last call; the kernel's own multicast does not count. */
-async function captured(wait = QUIET_MS): Promise<Captured[]> {
-  const found: Captured[] = [];
-  const read = () =>
-    ring.consume((record) => {
-      const ifindex = record.readUInt32LE(0);
-      const at = (Object.keys(PEER_IFINDEX) as PortName[]).find((port) => PEER_IFINDEX[port] === ifindex)!;
-      const tags: Tag[] = [];
-      if (record.readUInt32LE(8) !== 0) {
-        const proto = record.subarray(12, 14).readUInt16BE();
-        tags.push({ proto, vid: record.readUInt32LE(16) & 0xfff });
-      }
-      const head = Buffer.from(record.subarray(HEAD_OFFSET, HEAD_OFFSET + record.readUInt32LE(20)));
-      let offset = 12;
-      while (head.readUInt16BE(offset) === ETH_P.vlan || head.readUInt16BE(offset) === ETH_P.qinq) {
-        tags.push({ proto: head.readUInt16BE(offset), vid: head.readUInt16BE(offset + 2) & 0xfff });
-        offset += 4;
-      }
-      if ((head[0]! & 1) === 1) {
-        return;
-      }
-      const untagged = Buffer.concat([head.subarray(0, 12), head.subarray(offset)]);
-      const length = record.readUInt32LE(4) - (offset - 12);
-      found.push({ at, tags, head: untagged, length });
-    });
-  for (let waited = 0; waited < wait && found.length === 0; waited += POLL_MS) {
-    read();
-    if (found.length === 0) {
-      await sleep(POLL_MS);
-    }
-  }
-  return found;
-}
-
-async function expectOut(at: PortName, frame: Buffer, mac: string, tags: Tag[] = []): Promise<void> {
-  const found = await captured(PATIENCE_MS);
-  const wanted = withDestination(frame, mac);
-  expect(found.map((one) => one.at)).toEqual([at]);
-  const { head, length } = found[0]!;
-  expect(describeFrame(head)).toBe(describeFrame(wanted.subarray(0, head.length)));
-  expect(head.equals(wanted.subarray(0, head.length)), describeFrame(head)).toBe(true);
-  expect(length).toBe(wanted.length);
-  expect(found[0]!.tags).toEqual(tags.map(({ proto, vid }) => ({ proto: proto ?? ETH_P.vlan, vid })));
-}
+const send: Wire["send"] = (...arguments_) => wire.send(...arguments_);
+const captured: Wire["captured"] = (...arguments_) => wire.captured(...arguments_);
+const expectOut: Wire["expectOut"] = (...arguments_) => wire.expectOut(...arguments_);
 
 function learnedTags(f: Family): Tag[] {
   return vlanTags(world.lastHop(world.flow(talk.tcpTuple(f))!.flow.last_hop));
 }
 
-beforeAll(() => {
-  enterPrivateNamespace();
-  createDevices();
-  libc = bindLibc();
-  packetSocket = libc.socket(AF_PACKET, SOCK_RAW, 0);
-  expect(packetSocket, "packet socket").toBeGreaterThan(0);
-  world = new World();
-  wire = BpfObject.open(WIRE_PATH);
-  wire.load();
-  ring = new RingBuffer(wire.map("captures"));
-});
-
-beforeEach(() => {
-  world.reset();
-  for (const port of ["uplink_a", "uplink_b", "tap_1", "tap_2"] as const) {
-    attachTc(wire.program("capture"), PEER_IFINDEX[port]);
-  }
-  ring.consume(() => {});
-});
-
-afterEach(detachAll);
-
-afterAll(() => {
-  detachAll();
-  ring?.close();
-  wire?.close();
-  world?.close();
-  closeSync(packetSocket);
-});
+useWire();
 
 const HOOKS: Record<string, () => void> = {
   "TC (TCX where the kernel has it)": () => {
     for (const port of ["uplink_a", "uplink_b"] as const) {
-      attachTc(world.program("learn_tc"), IFINDEX[port]);
+      wire.attachTc(world.program("learn_tc"), IFINDEX[port]);
     }
-    attachTc(world.program("reply_tc"), IFINDEX.tap_1);
+    wire.attachTc(world.program("reply_tc"), IFINDEX.tap_1);
   },
   clsact: () => {
     for (const port of ["uplink_a", "uplink_b"] as const) {
-      attachClsact(world.program("learn_tc"), IFINDEX[port]);
+      wire.attachClsact(world.program("learn_tc"), IFINDEX[port]);
     }
-    attachClsact(world.program("reply_tc"), IFINDEX.tap_1);
+    wire.attachClsact(world.program("reply_tc"), IFINDEX.tap_1);
   },
   "generic XDP": () => {
     for (const port of ["uplink_a", "uplink_b"] as const) {
-      links.push(BpfLink.attachXdp(world.program("learn_xdp"), IFINDEX[port], "generic"));
+      wire.attachXdp(world.program("learn_xdp"), IFINDEX[port], "generic");
     }
-    attachTc(world.program("reply_tc"), IFINDEX.tap_1);
+    wire.attachTc(world.program("reply_tc"), IFINDEX.tap_1);
   },
   "native XDP": () => {
     for (const port of ["uplink_a", "uplink_b"] as const) {
-      links.push(BpfLink.attachXdp(world.program("learn_xdp"), IFINDEX[port], "native"));
+      wire.attachXdp(world.program("learn_xdp"), IFINDEX[port], "native");
     }
-    attachTc(world.program("reply_tc"), IFINDEX.tap_1);
+    wire.attachTc(world.program("reply_tc"), IFINDEX.tap_1);
   },
 };
 

@@ -159,6 +159,7 @@ export function describeTables(label: string, makeSource: () => TestSource): voi
             labels: [],
           },
           stale: false,
+          vm: null,
           vm_mac: "02:00:00:00:01:01",
           idle_seconds: expect.closeTo(0, 0),
         },

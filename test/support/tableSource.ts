@@ -2,8 +2,24 @@
 // The tables of maps.h without programs: in the kernel, or in memory for tests without root.
 
 import { type StructName, sizeOf } from "../../src/abi/codec.ts";
-import { FLOW_STATES, LAST_HOPS_MAX, NEAR_INTERFACES, REASONS, TABLES } from "../../src/abi/layout.gen.ts";
-import { BPF_ANY, BPF_NOEXIST, BpfError, BpfMap, MAP_TYPE } from "../../src/libbpf/index.ts";
+import {
+  FLOW_STATES,
+  LAST_HOPS_MAX,
+  NEAR_INTERFACES,
+  POOL_LINES_MAX,
+  POOLS_MAX,
+  REASONS,
+  TABLES,
+  VMS_MAX,
+} from "../../src/abi/layout.gen.ts";
+import {
+  BPF_ANY,
+  BPF_F_NO_PREALLOC,
+  BPF_NOEXIST,
+  BpfError,
+  BpfMap,
+  MAP_TYPE,
+} from "../../src/libbpf/index.ts";
 import type { TableMap, TableSource } from "../../src/tables/index.ts";
 
 type Size = StructName | number;
@@ -55,6 +71,21 @@ const SHAPES: Readonly<Record<string, Shape>> = {
   sweep_reports: { type: "ARRAY", key: 4, value: "sweep_report", entries: TABLES * 2 },
   sweep_control: { type: "ARRAY", key: 4, value: "sweep_control", entries: 1 },
   sweep_work: { type: "ARRAY", key: 4, value: "sweep_work", entries: TABLES },
+  // As many cells as there are: a VM's are found by its id.
+  vm_cells: { type: "ARRAY", key: 4, value: "vm_cell", entries: VMS_MAX },
+  vm_stats: { type: "PERCPU_ARRAY", key: 4, value: "vm_stats", entries: VMS_MAX },
+  vm_flows: { type: "ARRAY", key: 4, value: 4, entries: VMS_MAX },
+  vm_refs: { type: "ARRAY", key: 4, value: 4, entries: VMS_MAX * 4 },
+  vm_specs: { type: "HASH", key: "vm_name", value: "vm_spec", entries: 1024 },
+  service_specs: { type: "HASH", key: "service_name", value: "service_spec", entries: 1024 },
+  service_index: { type: "LPM_TRIE", key: "service_key", value: 4, entries: 4096 },
+  services: { type: "ARRAY", key: 4, value: "service", entries: 1024 },
+  service_stats: { type: "PERCPU_ARRAY", key: 4, value: "service_stats", entries: 1024 },
+  pools: { type: "ARRAY", key: 4, value: "pool", entries: POOLS_MAX },
+  pool_lines: { type: "ARRAY", key: 4, value: "pool_line", entries: POOL_LINES_MAX },
+  pool_cursors: { type: "ARRAY", key: 4, value: 4, entries: POOLS_MAX },
+  associations: { type: "LPM_TRIE", key: "association_key", value: 4, entries: 4096 },
+  affinities: { type: "LRU_HASH", key: "affinity_key", value: "affinity", entries: 1024 },
 };
 
 export interface TestSource extends TableSource {
@@ -76,6 +107,7 @@ export function kernelSource(entries: Record<string, number> = {}): TestSource {
           keySize: bytes(shape.key),
           valueSize: bytes(shape.value),
           maxEntries: entries[name] ?? shape.entries,
+          ...(shape.type === "LPM_TRIE" && { flags: BPF_F_NO_PREALLOC }),
         });
         maps.set(name, map);
       }
@@ -105,11 +137,16 @@ export function memorySource(): TestSource {
 const CPUS = 2;
 const EEXIST = 17;
 
-/** What BpfMap does, as far as test/kernel/tables.test.ts proves by running the same tests over both. */
+/**
+ * What BpfMap does, as far as test/kernel/tables.test.ts proves by running the same tests over both. Of a trie only the
+ * very key is found, no longer one.
+ */
 class MemoryMap implements TableMap {
   readonly valueBytes: number;
   readonly #name: string;
   readonly #shape: Shape;
+  readonly #isArray: boolean;
+  /** Of an array those that were ever written. */
   readonly #entries = new Map<string, Buffer>();
   readonly #queue: Buffer[] = [];
 
@@ -117,12 +154,14 @@ class MemoryMap implements TableMap {
     this.#name = name;
     this.#shape = shape;
     this.valueBytes = bytes(shape.value) * (shape.type.startsWith("PERCPU") ? CPUS : 1);
-    if (!shape.type.endsWith("ARRAY")) return;
-    for (let index = 0; index < shape.entries; index++) {
-      const key = Buffer.alloc(4);
-      key.writeUInt32LE(index);
-      this.#entries.set(key.toString("hex"), Buffer.alloc(this.valueBytes));
-    }
+    this.#isArray = shape.type.endsWith("ARRAY");
+  }
+
+  /** A value that may be written to. */
+  #entry(key: Uint8Array): Buffer | undefined {
+    const found = this.#entries.get(hex(key));
+    if (found || !this.#isArray || Buffer.from(key).readUInt32LE() >= this.#shape.entries) return found;
+    return Buffer.alloc(this.valueBytes);
   }
 
   info() {
@@ -132,18 +171,18 @@ class MemoryMap implements TableMap {
   }
 
   lookup(key: Uint8Array): Buffer | undefined {
-    const value = this.#entries.get(hex(key));
+    const value = this.#entry(key);
     return value && Buffer.from(value);
   }
 
   lookupInto(key: Uint8Array, value: Uint8Array): boolean {
-    const found = this.#entries.get(hex(key));
+    const found = this.#entry(key);
     if (found) value.set(found);
     return found !== undefined;
   }
 
   update(key: Uint8Array, value: Uint8Array, flags = BPF_ANY): void {
-    if (flags === BPF_NOEXIST && this.#entries.has(hex(key))) {
+    if (flags === BPF_NOEXIST && this.#entry(key)) {
       throw new BpfError(`cannot write in the map ${this.#name}`, EEXIST);
     }
     this.#entries.set(hex(key), Buffer.from(value));
@@ -162,13 +201,23 @@ class MemoryMap implements TableMap {
   }
 
   *batches(chunk: number, from = 0) {
-    const all = [...this.#entries];
-    for (let first = from; first < all.length; first += chunk) {
-      const part = all.slice(first, first + chunk);
+    const all = this.#isArray ? undefined : [...this.#entries];
+    const length = all?.length ?? this.#shape.entries;
+    for (let first = from; first < length; first += chunk) {
+      const count = Math.min(chunk, length - first);
+      const part = all?.slice(first, first + chunk) ?? this.#rows(first, count);
       const keys = Buffer.concat(part.map(([key]) => Buffer.from(key, "hex")));
       const values = Buffer.concat(part.map(([, value]) => value));
-      yield { count: part.length, keys, values, progress: (first + part.length) / all.length };
+      yield { count, keys, values, progress: (first + count) / length };
     }
+  }
+
+  #rows(first: number, count: number): [key: string, value: Buffer][] {
+    return Array.from({ length: count }, (_, place) => {
+      const key = Buffer.alloc(4);
+      key.writeUInt32LE(first + place);
+      return [key.toString("hex"), this.#entry(key)!];
+    });
   }
 
   takeInto(key: Uint8Array, value: Uint8Array): boolean {

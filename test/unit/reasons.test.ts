@@ -14,17 +14,21 @@ describe("reasons", () => {
     });
   }
 
-  it("only a tap does anything else than pass", () => {
+  it("an uplink does something else than pass for services only, a tap with replies", () => {
     const others = Object.values(REASON)
       .map(reasonOf)
       .filter(({ verdict }) => verdict !== "pass");
-    expect(others.map(({ name, verdict }) => [name, verdict])).toEqual([
-      ["redirect", "redirect"],
-      ["device_drop", "drop"],
-      ["stack", "stack"],
-      ["too_big", "answer"],
+    expect(others.map(({ name, verdict, roles }) => [...roles, name, verdict])).toEqual([
+      ["tap", "redirect", "redirect"],
+      ["tap", "device_drop", "drop"],
+      ["tap", "stack", "stack"],
+      ["tap", "too_big", "answer"],
+      ["uplink", "deliver", "redirect"],
+      ["uplink", "service_empty", "drop"],
+      ["uplink", "vm_held", "drop"],
+      ["uplink", "vm_reset", "answer"],
+      ["uplink", "address_answer", "answer"],
     ]);
-    for (const { roles } of others) expect(roles).toEqual(["tap"]);
   });
 
   it("a value from the future is a pass that says so", () => {

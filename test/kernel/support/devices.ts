@@ -37,7 +37,7 @@ export const PEER_IFINDEX = Object.fromEntries(
 ) as Record<PortName, number>;
 
 /** Room for frames that a packet socket does not send in one piece. */
-const MTU = 9000;
+export const MTU = 9000;
 
 /** An ifindex that no netdev has. */
 export const IFINDEX_GONE = 4000;

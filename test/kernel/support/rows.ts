@@ -2,7 +2,7 @@
 // Rows of {description, state in, packet in -> reason, packet out, state out}, and what runs them.
 
 import { isDeepStrictEqual } from "node:util";
-import { expect } from "vitest";
+import { expect, test } from "vitest";
 import {
   FLOW_STATE_NAMES,
   type FlowStateName,
@@ -13,7 +13,7 @@ import { FLOW_FLAG, VERDICT } from "../../../src/abi/layout.gen.ts";
 import { macBytes, macText } from "./bytes.ts";
 import { decodeFrame, describeFrame } from "./decode.ts";
 import { IFINDEX, PORTS, type PortName } from "./devices.ts";
-import { type Family, MAC } from "./scene.ts";
+import { FAMILIES, type Family, MAC } from "./scene.ts";
 import type { RunOptions, Verdict } from "./testRun.ts";
 import {
   type Count,
@@ -21,6 +21,7 @@ import {
   type Run,
   specOf,
   type Tuple,
+  UPLINK_PROGRAMS,
   type UplinkProgram,
   type World,
 } from "./world.ts";
@@ -45,11 +46,11 @@ export interface Step {
   reason: ReasonName;
   /** Runs the uplink program on a tap of this scene, or the other way. */
   as?: "uplink" | "tap";
-  /** Where a redirected packet goes; required with reason `redirect`. */
+  /** Where a redirected packet goes; required with reason `redirect`. Of an uplink: it is handed to this VM. */
   to?: LastHopSpec;
   /**
    * The bytes that come out; by default unchanged, or with only the destination MAC rewritten: to that of the last
-   * hop, or with reason `stack` to the host's.
+   * hop or of the VM, or with reason `stack` to the host's. What is answered has to be told.
    */
   out?: Buffer;
   /** Of the packet that comes out of a tap; by default what it came in with. */
@@ -80,26 +81,40 @@ export interface Row {
 /** What any suite of this process has seen; rows.test.ts checks that nothing is missing. */
 export const seenReasons = new Set<ReasonName>();
 
-/** What an event calls what a program did. */
+/** What an event calls what a program did. Whatever its reason, what goes to a VM or a last hop is redirected. */
 const EVENT_VERDICT: Partial<Record<ReasonName, number>> = {
-  redirect: VERDICT.REDIRECT,
   device_drop: VERDICT.DROP,
+  service_empty: VERDICT.DROP,
+  vm_held: VERDICT.DROP,
+  vm_reset: VERDICT.ANSWER,
+  address_answer: VERDICT.ANSWER,
   stack: VERDICT.STACK,
 };
 
-const VERDICT_OF: Partial<Record<ReasonName, Verdict>> = { redirect: "redirect", device_drop: "drop" };
+function eventVerdict({ reason, to }: Step): number {
+  return to ? VERDICT.REDIRECT : (EVENT_VERDICT[reason] ?? VERDICT.PASS);
+}
 
-export function expectedVerdict(reason: ReasonName): Verdict {
-  return VERDICT_OF[reason] ?? "pass";
+/** What the kernel does with it. An answer leaves by the interface that it came by. */
+function expectedVerdict(step: Step, program: string): Verdict {
+  switch (eventVerdict(step)) {
+    case VERDICT.REDIRECT:
+      return "redirect";
+    case VERDICT.ANSWER:
+      return program === "learn_xdp" ? "tx" : "redirect";
+    case VERDICT.DROP:
+      return "drop";
+  }
+  return "pass";
 }
 
 export function withDestination(frame: Buffer, mac: string): Buffer {
   return Buffer.concat([macBytes(mac), frame.subarray(6)]);
 }
 
-function expectedOut({ at, packet, to, reason }: Step, run: Run): Buffer {
-  if (run.verdict === "redirect") {
-    return withDestination(packet, to!.mac);
+function expectedOut({ at, packet, to, reason }: Step): Buffer {
+  if (to) {
+    return withDestination(packet, to.mac);
   }
   return reason === "stack" ? withDestination(packet, PORTS[at].mac) : packet;
 }
@@ -142,6 +157,8 @@ function inOrder({ port, mac, tags, kind, mark, labels }: LastHopSpec): LastHopS
   };
 }
 
+const NO_MACS = { destination: MAC.zero, source: MAC.zero };
+
 function checkEvents(step: Step, tuple: Tuple, run: Run, traced: boolean): void {
   if (!traced) {
     expect(run.events, "events without a trace").toEqual([]);
@@ -149,8 +166,8 @@ function checkEvents(step: Step, tuple: Tuple, run: Run, traced: boolean): void 
   }
   // A packet without a key of its own (malformed, not IP) is on no flow; one of another flow is not traced.
   for (const event of run.events) {
-    const destination = step.bare ? MAC.zero : decodeFrame(step.packet).destination;
-    const redirected = run.verdict === "redirect";
+    const { destination, source } = step.bare ? NO_MACS : decodeFrame(step.packet);
+    const sent = step.to ?? (eventVerdict(step) === VERDICT.ANSWER ? { port: step.at, mac: source } : null);
     expect({
       reason: REASON_NAMES[event.reason],
       verdict: event.verdict,
@@ -162,17 +179,17 @@ function checkEvents(step: Step, tuple: Tuple, run: Run, traced: boolean): void 
       proto: event.key.proto,
     }).toEqual({
       reason: step.reason,
-      verdict: EVENT_VERDICT[step.reason] ?? VERDICT.PASS,
+      verdict: eventVerdict(step),
       ifindex: IFINDEX[step.at],
-      out_ifindex: redirected ? IFINDEX[step.to!.port] : 0,
+      out_ifindex: sent ? IFINDEX[sent.port] : 0,
       length_bytes: step.packet.length,
       before: destination,
-      after: redirected ? step.to!.mac : destination,
+      after: sent ? sent.mac : destination,
       proto: tuple.proto,
     });
   }
   expect(run.events.length, "events").toBeLessThanOrEqual(1);
-  if (run.verdict === "redirect" && step.tuple === undefined) {
+  if (step.to && step.tuple === undefined) {
     expect(run.events.length, "a redirect on the traced flow is an event").toBe(1);
   }
 }
@@ -200,8 +217,8 @@ export function runStep(
   expect(said(run.counts).join(), describeFrame(step.packet)).toBe(
     said([{ slot, reason: step.reason, packets: 1, bytes: step.packet.length }]).join(),
   );
-  expect(run.verdict).toBe(expectedVerdict(step.reason));
-  const out = step.out ?? expectedOut(step, run);
+  expect(run.verdict).toBe(expectedVerdict(step, on));
+  const out = step.out ?? expectedOut(step);
   if (!run.out.equals(out)) {
     expect(describeFrame(run.out), "packet out").toBe(describeFrame(out));
     expect(run.out.toString("hex"), "packet out").toBe(out.toString("hex"));
@@ -238,4 +255,21 @@ export function runRow(world: World, row: Row, f: Family, program: UplinkProgram
       throw error;
     }
   });
+}
+
+/** One test a row, for both families, through both uplink programs, traced and not. */
+export function testRows(world: () => World, rows: readonly Row[]): void {
+  for (const row of rows) {
+    for (const [name, family] of Object.entries(FAMILIES)) {
+      for (const program of UPLINK_PROGRAMS) {
+        if (row.families?.includes(family.version) === false || row.programs?.includes(program) === false) {
+          continue;
+        }
+        test(`${row.description} (${name}, ${program})`, () => {
+          runRow(world(), row, family, program, false);
+          runRow(world(), row, family, program, true);
+        });
+      }
+    }
+  }
 }

@@ -2,9 +2,15 @@
 // The contexts that BPF_PROG_TEST_RUN takes (net/bpf/test_run.c), and what return values mean.
 
 /** What the kernel does with each return value. */
-export const XDP_VERDICT: Record<number, Verdict> = { 0: "aborted", 1: "drop", 2: "pass" };
+export const XDP_VERDICT: Record<number, Verdict> = {
+  0: "aborted",
+  1: "drop",
+  2: "pass",
+  3: "tx",
+  4: "redirect",
+};
 export const TC_VERDICT: Record<number, Verdict> = { [-1 >>> 0]: "pass", 2: "drop", 7: "redirect" };
-export type Verdict = "pass" | "redirect" | "drop" | "aborted" | "other";
+export type Verdict = "pass" | "redirect" | "drop" | "tx" | "aborted" | "other";
 
 export interface RunOptions {
   /** Of a GSO frame: payload bytes of each segment. */

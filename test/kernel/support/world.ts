@@ -49,6 +49,9 @@ export const OBJECT_PATH = fileURLToPath(new URL("../../../dist/bpf/lasthop.bpf.
 /** Small tables load fast. The hash tables stay large enough that an LRU does not evict by itself. */
 const SLOTS = 16;
 export const LAST_HOPS = 64;
+/** Also pools. */
+export const SERVICES = 16;
+export const POOL_LINES = 64;
 const MAX_ENTRIES = {
   flows4: 8192,
   flows6: 8192,
@@ -67,6 +70,11 @@ const MAX_ENTRIES = {
   budgets: SLOTS,
   egress_devices: SLOTS,
   vms: 256,
+  services: SERVICES,
+  service_stats: SERVICES,
+  pools: SERVICES,
+  pool_cursors: SERVICES,
+  pool_lines: POOL_LINES,
   events: 65536,
 };
 
