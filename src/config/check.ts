@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checks that concern more than one entry of the configuration.
 
-import { mapIpv4, parseAddress, parseMac } from "../addresses.ts";
 import { suggest } from "../suggest.ts";
-import { DEFAULT_ZONE, globsMeet, peerOf, zoneNumbers } from "./parts.ts";
+import { addressKey, DEFAULT_ZONE, globsMeet, macKey, peerOf, zoneNumbers } from "./parts.ts";
 import { quoted } from "./problems.ts";
 import type { Config, DeviceConfig, LabelStackConfig, TapConfig, UplinkConfig } from "./schema.ts";
+import { checkServices } from "./serviceChecks.ts";
+import type { ServiceConfig, VmConfig } from "./services.ts";
 import { checkTunnels } from "./tunnelChecks.ts";
 import type { TunnelConfig } from "./tunnels.ts";
 import type { Complaint } from "./wording.ts";
@@ -20,6 +21,8 @@ export interface Sound {
   uplinks: readonly Entry<UplinkConfig>[];
   taps: readonly Entry<TapConfig>[];
   devices: readonly Entry<DeviceConfig>[];
+  vms: readonly Entry<VmConfig>[];
+  services: readonly Entry<ServiceConfig>[];
   tunnels: readonly Entry<TunnelConfig>[];
   sweep: Config["sweep"] | null;
   labelStacks: readonly Entry<LabelStackConfig>[];
@@ -32,6 +35,7 @@ export function crossCheck(sound: Sound): Complaint[] {
     ...checkDeviceNames(sound),
     ...checkDeviceAddresses(sound),
     ...checkPeers(sound),
+    ...checkServices(sound),
     ...checkTunnels(sound),
     ...checkSweep(sound),
     ...checkLabelStacks(sound),
@@ -42,7 +46,7 @@ function complaint(path: Complaint["path"], message: string, on: Complaint["on"]
   return { path, on, message };
 }
 
-function checkZones({ zones, uplinks, taps, devices }: Sound): Complaint[] {
+function checkZones({ zones, uplinks, taps, devices, vms, services }: Sound): Complaint[] {
   if (zones === null) return [];
   const found: Complaint[] = [];
   const numbers = zoneNumbers({ zones });
@@ -55,7 +59,7 @@ function checkZones({ zones, uplinks, taps, devices }: Sound): Complaint[] {
       found.push(complaint(["zones", name], message));
     } else found.push(complaint(["zones", name], `${number} is the number of the zone ${other} too`));
   }
-  for (const [kind, entries] of Object.entries({ uplinks, taps, devices })) {
+  for (const [kind, entries] of Object.entries({ uplinks, taps, devices, vms, services })) {
     for (const [index, { zone }] of entries as readonly Entry<{ zone: string }>[]) {
       if (zone === undefined || numbers.has(zone)) continue;
       const near = suggest(zone, [...numbers.keys()]);
@@ -199,14 +203,4 @@ function checkLabelStacks({ labelStacks }: Sound): Complaint[] {
     }
   }
   return found;
-}
-
-function macKey(mac: string): string {
-  return parseMac(mac)?.toString("hex") ?? mac;
-}
-
-function addressKey(address: string): string {
-  const bytes = parseAddress(address);
-  if (bytes === undefined) return address;
-  return (bytes.length === 4 ? mapIpv4(bytes) : bytes).toString("hex");
 }

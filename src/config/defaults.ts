@@ -52,5 +52,8 @@ export const NEIGHBOUR_PROBE_SECONDS = 5;
 /** Probes that may be under way at once. */
 export const PROBES_AT_ONCE = 32;
 
+/** Checks of VMs that may be under way at once: each that is not answered takes its place until it times out. */
+export const CHECKS_AT_ONCE = 128;
+
 /** MACs behind a device's VTEPs that are its last hops before they send anything: a VTEP may have thousands. */
 export const VTEP_LAST_HOPS_PER_DEVICE = 256;

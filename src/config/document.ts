@@ -18,10 +18,13 @@ import { type Finding, type Position, pathText } from "./problems.ts";
 
 /** Deeper than any configuration; deeper ones would exhaust the composer's stack. */
 const PARSER_DEPTH_MAX = 24;
-/** Keys, values, punctuation, ends of lines: twice as many as 1024 devices with all their keys have. */
-const LEXEMES_MAX = 400_000;
-/** With aliases expanded. */
-const NODES_MAX = 200_000;
+/** Twice as many as all services have that there may be, each with every key. */
+const LIMITS = {
+  /** Keys, values, punctuation, ends of lines. */
+  lexemes: 4_000_000,
+  /** With aliases expanded. */
+  nodes: 2_000_000,
+};
 
 /** Where a value stands, and what is in it. */
 export interface Place {
@@ -41,18 +44,18 @@ export interface PlainDocument {
 type Problem = (offset: number, message: string, path?: readonly (string | number)[]) => void;
 
 /** Reads a document. With problems in its syntax there is no data. */
-export function readDocument(text: string): PlainDocument {
+export function readDocument(text: string, limits = LIMITS): PlainDocument {
   const position = positions(text);
   const problems: Finding[] = [];
   const problem: Problem = (offset, message, path = []) => {
     problems.push({ ...position(offset), path: pathText(path), message });
   };
   const top: Place = { value: { line: 1, column: 1 }, children: new Map() };
-  const document = compose(text, position, problem);
+  const document = withoutStacks(() => compose(text, limits.lexemes, position, problem));
   if (document === undefined || problems.length > 0) return { data: undefined, place: top, problems };
   const node = document.contents;
   if (isNothing(node)) return { data: undefined, place: top, problems };
-  const { data, place } = new Flattener(position, problem).flatten(node as ParsedNode);
+  const { data, place } = new Flattener(limits.nodes, position, problem).flatten(node as ParsedNode);
   return { data, place, problems };
 }
 
@@ -71,8 +74,20 @@ function positions(text: string): (offset: number) => Position {
   };
 }
 
+/** The composer makes an error of each mistake, by the thousand if it must: where from is of no use. */
+function withoutStacks<T>(work: () => T): T {
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = 0;
+  try {
+    return work();
+  } finally {
+    Error.stackTraceLimit = stackTraceLimit;
+  }
+}
+
 function compose(
   text: string,
+  lexemesMax: number,
   position: (offset: number) => Position,
   problem: Problem,
 ): Document.Parsed | undefined {
@@ -80,7 +95,7 @@ function compose(
   const tokens = [];
   let lexemes = 0;
   for (const lexeme of new Lexer().lex(text)) {
-    if (++lexemes > LEXEMES_MAX) {
+    if (++lexemes > lexemesMax) {
       problem(parser.offset, "too many entries");
       return undefined;
     }
@@ -132,13 +147,15 @@ type Path = readonly (string | number)[];
 
 /** Makes plain data of nodes. Aliases are resolved here, so that their number and their rings are bounded. */
 class Flattener {
+  readonly #nodesMax: number;
   readonly #position: (offset: number) => Position;
   readonly #problem: Problem;
   readonly #anchors = new Map<string, ParsedNode>();
   readonly #open = new Set<ParsedNode>();
   #nodes = 0;
 
-  constructor(position: (offset: number) => Position, problem: Problem) {
+  constructor(nodesMax: number, position: (offset: number) => Position, problem: Problem) {
+    this.#nodesMax = nodesMax;
     this.#position = position;
     this.#problem = problem;
   }
@@ -149,8 +166,8 @@ class Flattener {
       children: new Map(),
       ...(key && { key }),
     };
-    if (++this.#nodes > NODES_MAX) {
-      if (this.#nodes === NODES_MAX + 1) this.#problem(node?.range[0] ?? 0, "too many entries");
+    if (++this.#nodes > this.#nodesMax) {
+      if (this.#nodes === this.#nodesMax + 1) this.#problem(node?.range[0] ?? 0, "too many entries");
       return { data: null, place };
     }
     if (node === null) return { data: null, place };

@@ -62,6 +62,14 @@ export const zone = name()
   .default("default")
   .describe("zone that it belongs to: flows of different zones never meet");
 
+/** How often somebody is asked, and what the answers mean; in seconds if left out. */
+export const attempts = (interval: number, timeout: number) => ({
+  interval_seconds: seconds(0.1, 3600).default(interval).describe("between two attempts"),
+  timeout_seconds: seconds(0.05, 60).default(timeout).describe("how long an answer may take"),
+  fall: whole(1, 100).default(3).describe("failures in a row that mean down"),
+  rise: whole(1, 100).default(2).describe("answers in a row that mean up"),
+});
+
 function isUnicast(text: string): boolean {
   const bytes = parseMac(text);
   return bytes !== undefined && (bytes[0]! & 1) === 0 && bytes.some((byte) => byte !== 0);

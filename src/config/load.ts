@@ -14,21 +14,28 @@ import {
   type DeviceConfig,
   entrySchemas,
   type LabelStackConfig,
+  type ServiceConfig,
   type TapConfig,
   type UplinkConfig,
+  type VmConfig,
 } from "./schema.ts";
 import type { TunnelConfig } from "./tunnels.ts";
 import { type Complaint, complaints } from "./wording.ts";
 
 export { ConfigError, type Finding as ConfigProblem, findingText } from "./problems.ts";
 
-const BYTES_MAX = 1024 * 1024;
+/** Twice what all services take that there may be, each with every key. */
+const MEBIBYTES_MAX = 8;
+const BYTES_MAX = MEBIBYTES_MAX * 1024 * 1024;
 
 /** Reads and checks a file. Throws LasthopError E_CONFIG; a ConfigError if the text is what is wrong. */
 export function loadConfig(path: string): Config {
   const bytes = readBounded(path);
   if (bytes.length > BYTES_MAX) {
-    throw new LasthopError("E_CONFIG", `${path} is larger than 1 MiB: this is no configuration of lasthop`);
+    throw new LasthopError(
+      "E_CONFIG",
+      `${path} is larger than ${MEBIBYTES_MAX} MiB: this is no configuration of lasthop`,
+    );
   }
   if (!isUtf8(bytes)) throw new ConfigError(path, [notUtf8(bytes)]);
   return parseConfig(bytes.toString("utf8"), path);
@@ -46,7 +53,10 @@ export function parseConfig(text: string, source: string): Config {
 
 function examine(text: string): { config: Config | undefined; problems: Finding[] } {
   if (text.length > BYTES_MAX) {
-    return { config: undefined, problems: [{ line: 1, column: 1, path: "", message: "larger than 1 MiB" }] };
+    return {
+      config: undefined,
+      problems: [{ line: 1, column: 1, path: "", message: `larger than ${MEBIBYTES_MAX} MiB` }],
+    };
   }
   const { data = {}, place, problems } = readDocument(text);
   const unread = problems.length > 0 && place.children.size === 0;
@@ -88,6 +98,8 @@ function soundParts(data: unknown): Sound {
     uplinks: soundEntries<UplinkConfig>(entrySchemas.uplinks, top.uplinks),
     taps: soundEntries<TapConfig>(entrySchemas.taps, top.taps),
     devices: soundEntries<DeviceConfig>(entrySchemas.devices, top.devices),
+    vms: soundEntries<VmConfig>(entrySchemas.vms, top.vms),
+    services: soundEntries<ServiceConfig>(entrySchemas.services, top.services),
     tunnels: soundEntries<TunnelConfig>(entrySchemas.tunnels, top.tunnels),
     sweep: sweep.success ? sweep.data : null,
     labelStacks: soundEntries<LabelStackConfig>(

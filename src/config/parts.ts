@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What stands in single values of the configuration, taken apart. All give undefined for what is not such a value.
 
-import { type Prefix, parseAddress, parsePrefix } from "../addresses.ts";
+import { mapIpv4, type Prefix, parseAddress, parseMac, parsePrefix } from "../addresses.ts";
 import type { Config, ExclusionConfig } from "./schema.ts";
 
 export interface PortRange {
@@ -98,4 +98,16 @@ export function globsMeet(a: string, b: string): boolean {
     return result;
   };
   return meet(0, 0);
+}
+
+/** The same for the same address, however it is written. */
+export function macKey(mac: string): string {
+  return parseMac(mac)?.toString("hex") ?? mac;
+}
+
+/** The same for the same address, however it is written. */
+export function addressKey(address: string): string {
+  const bytes = parseAddress(address);
+  if (bytes === undefined) return address;
+  return (bytes.length === 4 ? mapIpv4(bytes) : bytes).toString("hex");
 }

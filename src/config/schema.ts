@@ -16,8 +16,8 @@ import {
   TIMEOUT_SECONDS,
   VMS_PER_TAP,
 } from "./defaults.ts";
+import { device, type probe } from "./devices.ts";
 import {
-  address,
   always,
   interfaceGlob,
   list,
@@ -33,10 +33,10 @@ import {
   zone,
 } from "./fields.ts";
 import { isReservedLabel, parseListen, parsePortRange } from "./parts.ts";
+import { SERVICES_MAX, service, VM_SPECS_MAX, vm } from "./services.ts";
 import { TUNNELS_MAX, tunnel } from "./tunnels.ts";
 
 const PORT_RANGE = /^\d{1,5}(?:-\d{1,5})?$/;
-const PEER = /^peer:(.+)$/;
 // A lone surrogate has no UTF-8; libvirt allows neither "/" nor control characters.
 const DOMAIN = /^[^\p{Cc}\p{Cs}/]+$/u;
 const DAY_SECONDS = 86_400;
@@ -170,95 +170,6 @@ const tap = z
     ),
   );
 
-const probe = z
-  .strictObject(
-    {
-      kind: oneOf(["icmp", "tcp"]).describe("echo requests, or TCP connections"),
-      address: address.optional().describe("whom to ask; the device's first address if left out"),
-      port: port.optional().describe("of a TCP probe"),
-      interval_seconds: seconds(0.1, 3600).default(1).describe("between two attempts"),
-      timeout_seconds: seconds(0.05, 60).default(1).describe("how long an answer may take"),
-      fall: whole(1, 100).default(3).describe("failures in a row that mean down"),
-      rise: whole(1, 100).default(2).describe("answers in a row that mean up"),
-    },
-    "a mapping with the keys of a probe",
-  )
-  .refine(
-    ...always(
-      undefined,
-      (probe) => probe.kind !== "tcp" || probe.port !== undefined,
-      "a TCP probe needs a port",
-    ),
-  )
-  .refine(
-    ...always(
-      "port",
-      (probe) => probe.kind !== "icmp" || probe.port === undefined,
-      "only a TCP probe has a port",
-    ),
-  );
-
-const device = z
-  .strictObject(
-    {
-      name: name().describe("as it is called in lists, logs and metrics"),
-      macs: list(mac, "MAC addresses", 8).default([]).describe("MAC addresses that its frames come from"),
-      addresses: list(address, "addresses", 4)
-        .default([])
-        .describe("IP addresses whose MAC is followed in the kernel's neighbour table"),
-      vteps: list(address, "VTEPs", 4)
-        .default([])
-        .describe(
-          "far ends of VXLAN tunnels that it is behind: the MACs that the forwarding tables of VXLAN uplinks have there are its own",
-        ),
-      interface: interfaceGlob
-        .optional()
-        .describe("uplinks where it is, by name or pattern; all of its zone if left out"),
-      vlans: list(whole(1, 4094, "a VLAN id"), "VLAN tags", 2)
-        .default([])
-        .describe("VLAN tags of its frames, outer first"),
-      zone,
-      reply_mac: mac
-        .optional()
-        .describe("where replies go whichever MAC sent the request: the virtual MAC of VRRP or HSRP"),
-      on_down: z
-        .union(
-          [
-            z.enum(["route", "hold", "drop"], 'route, hold, drop or "peer:NAME"'),
-            matching('route, hold, drop or "peer:NAME"', PEER).meta({ title: "`peer:NAME`" }),
-          ],
-          'route, hold, drop or "peer:NAME"',
-        )
-        .default("route")
-        .describe(
-          "what replies do while it is down: go by the VM's own route, go to it as before, be dropped, " +
-            "or go to another device (`peer:NAME`)",
-        ),
-      probe: probe.optional().describe("how its health is asked for; by neighbour table alone if left out"),
-    },
-    "a mapping with the keys of a device",
-  )
-  .refine(
-    ...always(
-      undefined,
-      ({ macs, addresses, vteps, interface: name }) =>
-        macs !== undefined &&
-        ([macs, addresses, vteps].some((given) => !isEmpty(given)) || name !== undefined),
-      "a device needs macs, addresses or vteps; or an interface without a link layer, whose far end it is",
-    ),
-  )
-  .refine(
-    ...always(
-      "probe",
-      ({ probe, addresses }) =>
-        typeof probe !== "object" ||
-        probe === null ||
-        (probe as { address?: unknown }).address !== undefined ||
-        !isEmpty(addresses),
-      "nobody to probe: give the probe an address, or the device addresses",
-    ),
-  );
-
 const mpls = z.strictObject(
   {
     label_stacks: list(
@@ -281,10 +192,6 @@ const mpls = z.strictObject(
   },
   "a mapping",
 );
-
-function isEmpty(value: unknown): boolean {
-  return Array.isArray(value) && value.length === 0;
-}
 
 const timeouts = z.strictObject(
   {
@@ -366,6 +273,12 @@ export const configSchema = z.strictObject(
     devices: list(device, "devices", 1024)
       .default([])
       .describe("the stateful network devices behind the uplinks: firewalls, load balancers, routers"),
+    vms: list(vm, "VMs", VM_SPECS_MAX)
+      .default([])
+      .describe("virtual machines by name: services distribute flows to them, and their health is asked for"),
+    services: list(service, "services", SERVICES_MAX)
+      .default([])
+      .describe("addresses and ports whose flows are distributed to VMs"),
     tunnels: list(tunnel, "tunnels", TUNNELS_MAX)
       .default([])
       .describe("tunnels that lasthop makes; `uplinks` name them like any other interface"),
@@ -387,6 +300,8 @@ export const entrySchemas = {
   uplinks: uplink,
   taps: tap,
   devices: device,
+  vms: vm,
+  services: service,
   tunnels: tunnel,
   labelStacks: mpls.shape.label_stacks.unwrap().element,
 };
@@ -398,3 +313,10 @@ export type DeviceConfig = Config["devices"][number];
 export type LabelStackConfig = Config["mpls"]["label_stacks"][number];
 export type ExclusionConfig = z.output<typeof exclusion>;
 export type ProbeConfig = z.output<typeof probe>;
+export type {
+  AssociationConfig,
+  CheckConfig,
+  MemberConfig,
+  ServiceConfig,
+  VmConfig,
+} from "./services.ts";

@@ -39,7 +39,8 @@ export function complaints(issue: Issue, data: unknown, schema: z.ZodType): Comp
   if (issue.code === "custom") return [{ path, on: "value", message: issue.message }];
   if (value === undefined)
     return [{ path, on: "value", message: `is missing: ${issue.message}`, fatal: true }];
-  const found = Array.isArray(value) && issue.code === "too_big" ? String(value.length) : shown(value);
+  const counted = issue.code === "too_big" || issue.code === "too_small";
+  const found = Array.isArray(value) && counted ? String(value.length) : shown(value);
   const message = `expected ${issue.message}, not ${found}${guess(issue, value)}`;
   return [{ path, on: "value", message, fatal: true }];
 }

@@ -4,6 +4,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
+import { readDocument } from "../../src/config/document.ts";
 import { ConfigError, loadConfig, parseConfig } from "../../src/config/load.ts";
 import {
   globsMeet,
@@ -16,6 +17,7 @@ import {
 import { configYaml } from "../../src/config/show.ts";
 import { LasthopError } from "../../src/errors.ts";
 import { BAD_CONFIGS } from "./fixtures/config/bad.ts";
+import { BAD_SERVICES } from "./fixtures/config/badServices.ts";
 
 const directory = mkdtempSync(join(tmpdir(), `lasthop-config-${process.pid}-`));
 afterAll(() => rmSync(directory, { recursive: true }));
@@ -41,9 +43,10 @@ function problemsOf(text: string): string[] {
 describe("a bad configuration", () => {
   test("comes in many kinds", () => {
     expect(BAD_CONFIGS.length).toBeGreaterThanOrEqual(60);
+    expect(BAD_SERVICES.length).toBeGreaterThanOrEqual(90);
   });
 
-  test.each(BAD_CONFIGS)("$text", ({ text, problems }) => {
+  test.each([...BAD_CONFIGS, ...BAD_SERVICES])("$text", ({ text, problems }) => {
     expect(problemsOf(text)).toEqual(problems);
   });
 
@@ -76,7 +79,7 @@ describe("a bad configuration", () => {
 });
 
 describe("hostile text", () => {
-  const size = 1024 * 1024;
+  const size = 256 * 1024;
   const fill = (text: string) => text.repeat(Math.floor(size / text.length));
   const texts: Record<string, string> = {
     "open lists": fill("["),
@@ -90,7 +93,7 @@ describe("hostile text", () => {
     documents: fill("---\n"),
     directives: fill("%\n"),
     tags: `zones: ${fill("!a ").slice(0, -8)}`,
-    keys: Array.from({ length: 80_000 }, (_, index) => `a${index}: 1\n`).join(""),
+    keys: Array.from({ length: 20_000 }, (_, index) => `a${index}: 1\n`).join(""),
     "the same key": fill("zones: {}\n"),
     "control characters": fill("\0"),
     "aliases of aliases": [
@@ -100,11 +103,20 @@ describe("hostile text", () => {
         (_, index) => `a${index + 1}: &a${index + 1} [${Array(9).fill(`*a${index}`).join(",")}]`,
       ),
     ].join("\n"),
-    "too long": `# ${"x".repeat(size)}`,
+    "too long": `# ${"x".repeat(8 * 1024 * 1024)}`,
   };
 
   test.each(Object.entries(texts))("%s", (_, text) => {
     expect(problemsOf(text).length).toBeGreaterThan(0);
+  });
+
+  test.each([
+    ["lexemes", "taps:\n  - name: a\n  - name: b\n", { lexemes: 12, nodes: 100 }, 2],
+    ["nodes", "x: &x [1, 1]\ny: [*x, *x]\n", { lexemes: 100, nodes: 8 }, 1],
+  ])("of more %s than there may be", (_, text, limits, line) => {
+    const messages = readDocument(text, limits).problems.map((problem) => [problem.line, problem.message]);
+    expect(messages).toEqual([[line, "too many entries"]]);
+    expect(readDocument(text).problems).toEqual([]);
   });
 });
 
@@ -124,6 +136,8 @@ describe("a good configuration", () => {
       uplinks: [],
       taps: [],
       devices: [],
+      vms: [],
+      services: [],
       tunnels: [],
       mpls: { label_stacks: [] },
       relearn_damping_seconds: 1,
@@ -202,14 +216,14 @@ describe("a file", () => {
 
   test("without an end", () => {
     expect(refusal(() => loadConfig("/dev/zero")).message).toBe(
-      "/dev/zero is larger than 1 MiB: this is no configuration of lasthop",
+      "/dev/zero is larger than 8 MiB: this is no configuration of lasthop",
     );
   });
 
-  test("of 1 MiB is read, a larger one is not", () => {
-    const line = `# ${"x".repeat(1021)}\n`;
+  test("of 8 MiB is read, a larger one is not", () => {
+    const line = `# ${"x".repeat(8189)}\n`;
     expect(loadConfig(write("large", line.repeat(1024))).taps).toEqual([]);
-    expect(refusal(() => loadConfig(write("larger", `${line.repeat(1024)}#`))).message).toMatch(/1 MiB/);
+    expect(refusal(() => loadConfig(write("larger", `${line.repeat(1024)}#`))).message).toMatch(/8 MiB/);
   });
 
   test.each([

@@ -42,6 +42,8 @@ zones:    default 0, red 1, blue 2
 uplinks:  eth0, eth1
 taps:     domain red-web, domain red-db, blue-*
 devices:  firewall-red, firewall-blue
+vms:      none
+services: none
 tunnels:  none
 metrics:  127.0.0.1:9469
 `,
@@ -60,6 +62,8 @@ metrics:  127.0.0.1:9469
         uplinks: ["eth0", "eth1"],
         taps: ["domain red-web", "domain red-db", "blue-*"],
         devices: ["firewall-red", "firewall-blue"],
+        vms: [],
+        services: [],
         tunnels: [],
         metrics: "127.0.0.1:9469",
       },
@@ -70,7 +74,7 @@ metrics:  127.0.0.1:9469
     const file = join(directory, "some.yaml");
     writeFileSync(file, "metrics: {enabled: false}\n");
     expect((await runCli(["config", "check", file])).stdout).toBe(
-      `${file} is right\nzones:    default 0\nuplinks:  none\ntaps:     none\ndevices:  none\ntunnels:  none\nmetrics:  none\n`,
+      `${file} is right\nzones:    default 0\nuplinks:  none\ntaps:     none\ndevices:  none\nvms:      none\nservices: none\ntunnels:  none\nmetrics:  none\n`,
     );
     const taps = Array.from({ length: 15 }, (_, index) => `{name: v${index}}`);
     writeFileSync(file, `taps: [${taps.join(", ")}]\n`);
@@ -113,16 +117,19 @@ metrics:  127.0.0.1:9469
 });
 
 describe("config show", () => {
-  test.each(["bridged-two-firewalls", "routed", "tenants"])("of %s is the same again", async (name) => {
-    const example = path(`examples/${name}.yaml`);
-    const { status, stdout } = await runCli(["config", "show", example]);
-    expect(status).toBe(0);
-    const file = join(directory, `${name}.yaml`);
-    writeFileSync(file, stdout);
-    expect(loadConfig(file)).toEqual(loadConfig(example));
-    const json = await runCli(["config", "show", example, "--json"]);
-    expect(JSON.parse(json.stdout)).toEqual(parse(stdout));
-  });
+  test.each(["bridged-two-firewalls", "routed", "services", "tenants"])(
+    "of %s is the same again",
+    async (name) => {
+      const example = path(`examples/${name}.yaml`);
+      const { status, stdout } = await runCli(["config", "show", example]);
+      expect(status).toBe(0);
+      const file = join(directory, `${name}.yaml`);
+      writeFileSync(file, stdout);
+      expect(loadConfig(file)).toEqual(loadConfig(example));
+      const json = await runCli(["config", "show", example, "--json"]);
+      expect(JSON.parse(json.stdout)).toEqual(parse(stdout));
+    },
+  );
 
   test("of a bad file is an error that names the first problem", async () => {
     const { status, stdout, stderr } = await runCli(["config", "show", BAD]);

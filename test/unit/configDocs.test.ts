@@ -90,7 +90,7 @@ const LASTHOP_EXAMPLES = readdirSync(path("examples")).filter((name) => {
 describe("examples", () => {
   test("are there", () => {
     expect(LASTHOP_EXAMPLES).toEqual(
-      expect.arrayContaining(["bridged-two-firewalls.yaml", "routed.yaml", "tenants.yaml"]),
+      expect.arrayContaining(["bridged-two-firewalls.yaml", "routed.yaml", "services.yaml", "tenants.yaml"]),
     );
   });
 });
@@ -127,6 +127,12 @@ describe("the JSON Schema", () => {
     { taps: [{ guest_mac: "02:00" }] },
     { devices: [{ name: "a", macs: ["x"] }] },
     { devices: [{ name: "a", on_down: "peer:" }] },
+    { vms: [{ name: "a", tap: "eth*" }] },
+    { vms: [{ name: "a", tap: "t", check: { kind: "ping" } }] },
+    { services: [{ name: "s", address: "192.0.2.1" }] },
+    { services: [{ name: "s", address: "192.0.2.1", pool: [] }] },
+    { services: [{ name: "s", address: "192.0.2.1", pool: [{ vm: "a", weight: 0 }] }] },
+    { services: [{ name: "s", address: "192.0.2.1", pool: [{ vm: "a" }], answer: "vm:" }] },
     { timeouts: { tcp: 1 } },
     { log: { level: "loud" } },
     { zones: { a: -1 } },

@@ -6,16 +6,19 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-import { parseAddress, parseMac } from "../../src/addresses.ts";
+import { parseAddress, parseMac, parsePrefix } from "../../src/addresses.ts";
 import { ConfigError, loadConfig, parseConfig } from "../../src/config/load.ts";
 import { parseExclusion, parseListen, peerOf, zoneNumbers } from "../../src/config/parts.ts";
 import type { Config } from "../../src/config/schema.ts";
+import { serviceOverlaps } from "../../src/config/serviceChecks.ts";
+import { answeringVm } from "../../src/config/services.ts";
 import { configYaml } from "../../src/config/show.ts";
 
 const read = (name: string) => readFileSync(new URL(`../../${name}`, import.meta.url), "utf8");
 const SEEDS = [
   "examples/bridged-two-firewalls.yaml",
   "examples/routed.yaml",
+  "examples/services.yaml",
   "examples/tenants.yaml",
   "test/unit/fixtures/config/full.yaml",
 ].map((name) => [name, read(name)] as const);
@@ -74,6 +77,10 @@ const WORDS = [
     "::ffff:1.2.3.4",
     "1-2",
     "drop",
+    "vm:web-1",
+    "web-1",
+    "any",
+    "::/0",
   ],
 ];
 
@@ -109,21 +116,51 @@ function expectSound(config: Config): void {
   expect(parseConfig(shown, "shown")).toEqual(config);
   const zones = zoneNumbers(config);
   expect(new Set(zones.values()).size).toBe(zones.size);
-  for (const { zone } of [...config.uplinks, ...config.taps, ...config.devices]) {
+  const { uplinks, taps, devices, vms, services } = config;
+  for (const { zone } of [...uplinks, ...taps, ...devices, ...vms, ...services]) {
     expect(zones.has(zone)).toBe(true);
   }
   for (const { exclude } of [...config.uplinks, ...config.taps]) exclude.forEach(parseExclusion);
   const names = config.devices.map((device) => device.name);
   expect(new Set(names).size).toBe(names.length);
-  for (const { macs, addresses, on_down, reply_mac, probe, name } of config.devices) {
-    expect(macs.length + addresses.length).toBeGreaterThan(0);
+  for (const device of config.devices) {
+    const { macs, addresses, vteps, on_down, reply_mac, probe, name } = device;
+    expect(macs.length + addresses.length + vteps.length > 0 || device.interface !== undefined).toBe(true);
     for (const mac of [...macs, reply_mac ?? "02:00:00:00:00:01"]) expect(parseMac(mac)![0]! & 1).toBe(0);
     for (const address of addresses) expect(parseAddress(address)).toBeDefined();
     if (probe?.address !== undefined) expect(parseAddress(probe.address)).toBeDefined();
     const peer = peerOf(on_down);
     if (peer !== undefined) expect(names.filter((other) => other !== name)).toContain(peer);
   }
+  expectServed(config);
   expect(parseListen(config.metrics.listen)).toBeDefined();
+}
+
+function expectServed({ vms, services }: Config): void {
+  const byName = new Map(vms.map((vm) => [vm.name, vm]));
+  expect(byName.size).toBe(vms.length);
+  expect(new Set(services.map((service) => service.name)).size).toBe(services.length);
+  for (const { name, tap, mac, address, responses, check } of vms) {
+    expect([tap, mac, address]).not.toEqual([undefined, undefined, undefined]);
+    if (responses !== undefined) expect(byName.has(responses) && responses !== name).toBe(true);
+    if (check !== undefined) expect(check.address ?? address).toBeDefined();
+  }
+  expect(serviceOverlaps(services)).toEqual([]);
+  for (const { zone, address, pool, associations, answer } of services) {
+    const prefix = parsePrefix(address);
+    for (const { client } of associations) expect(parsePrefix(client)?.family).toBe(prefix?.family);
+    expect(answer === "none" || prefix!.bits > 0).toBe(true);
+    const answering = answeringVm(answer);
+    const targets = [...pool, ...associations, ...(answering === undefined ? [] : [{ vm: answering }])];
+    expect(pool.length).toBeGreaterThan(0);
+    for (const target of targets) {
+      const found =
+        "label" in target && target.label !== undefined
+          ? vms.filter((vm) => vm.zone === zone && vm.labels.includes(target.label!))
+          : vms.filter((vm) => vm.zone === zone && vm.name === target.vm);
+      expect(found.length).toBeGreaterThan(0);
+    }
+  }
 }
 
 function expectPlaced(error: unknown, text: string): void {
