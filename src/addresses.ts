@@ -94,6 +94,15 @@ export function parsePrefix(text: string): Prefix | undefined {
   return { family: bytes.length === 4 ? 4 : 6, bytes, bits };
 }
 
+/** Whether an address is one of a prefix; never of the other family. */
+export function inPrefix({ bytes, bits }: Prefix, address: Uint8Array): boolean {
+  if (address.length !== bytes.length) return false;
+  const whole = bits >> 3;
+  for (let index = 0; index < whole; index++) if (address[index] !== bytes[index]) return false;
+  const mask = (0xff << (8 - (bits & 7))) & 0xff;
+  return mask === 0 || ((bytes[whole]! ^ address[whole]!) & mask) === 0;
+}
+
 /** ::ffff:a.b.c.d, as the trace keys have IPv4. */
 export function mapIpv4(bytes: Uint8Array): Buffer {
   const mapped = Buffer.alloc(16);

@@ -26,6 +26,8 @@ export const ERROR_CODES = [
   "E_HELD", // `lasthop run` holds the instance, and its configuration has the object
   "E_DEVICE", // a device that cannot be as was asked
   "E_TUNNEL", // a tunnel that cannot be as was asked
+  "E_VM", // a VM that cannot be as was asked
+  "E_SERVICE", // a service that cannot be as was asked
   "E_LISTEN", // an address that cannot be listened on
   "E_OUTPUT", // a file that cannot be written
   "E_UPGRADE", // programs or tables could not be exchanged

@@ -18,6 +18,7 @@ import { type Failure, failure } from "./failure.ts";
 import { labelStackSteps } from "./labelStacks.ts";
 import type { Surroundings } from "./observe.ts";
 import type { TableAction } from "./plan.ts";
+import { removeService, removeVm, setService, setVm } from "./serviceSpec.ts";
 import { runSteps, type Step } from "./steps.ts";
 
 export interface Applied {
@@ -90,6 +91,16 @@ function stepsOf(around: Surroundings, action: Exclude<TableAction, { kind: "att
       return setDevice(around, action.name, action.device);
     case "device-remove":
       return removeDevice(around, action.name);
+    case "vm-add":
+    case "vm-change":
+      return setVm(around, action.name, action.spec);
+    case "vm-remove":
+      return removeVm(around, action.name);
+    case "service-add":
+    case "service-change":
+      return setService(around, action.name, action.spec);
+    case "service-remove":
+      return removeService(around, action.name);
   }
 }
 

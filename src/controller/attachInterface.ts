@@ -41,6 +41,8 @@ export interface Company {
   /** Every uplink that is, or is to be, attached. */
   uplinks?: Uplinks;
   labelStacks?: LabelStacks;
+  /** Zones that have services. */
+  serviceZones?: ReadonlySet<number>;
 }
 
 /** Slots that this plan has given out, beside those that the tables know. */
@@ -63,7 +65,7 @@ export function prepare(
   company: Company = {},
 ): AttachUnit {
   const now = currentOf(observed, link, returned);
-  const decision = decide(observed, link, now, settings);
+  const decision = decide(observed, link, now, settings, company);
   const wanted = wantedFor(observed, link, now, settings, taken, company);
   now.outdated = isOutdated(observed, now, wanted);
   const changes = changesOf(now, { ...wanted, hook: decision.hook }, observed);
@@ -91,7 +93,13 @@ function currentOf(observed: Observed, link: Link, returned: InterfaceEntry | un
 }
 
 /** A mode that is not given leaves the hook as it is, if it suits the role; so does `auto` of the configuration. */
-function decide(observed: Observed, link: Link, now: Current, settings: Settings): HookDecision {
+function decide(
+  observed: Observed,
+  link: Link,
+  now: Current,
+  settings: Settings,
+  company: Company,
+): HookDecision {
   const attachment = now.attachments?.[0];
   const { role, mode, origin } = settings;
   if (now.entry && attachment?.alive) {
@@ -112,6 +120,7 @@ function decide(observed: Observed, link: Link, now: Current, settings: Settings
     xdp: link.xdp,
     ownXdpProgramId: isOurs ? attachment.programId : null,
     vlanStripping: role === "uplink" && mode !== "tc" ? observed.vlanStripping(link) : null,
+    services: (company.serviceZones ?? serviceZonesOf(observed)).has(settings.zone),
     tcx: observed.tcx,
   };
   return decideHook(facts, mode ?? "auto");
@@ -146,6 +155,11 @@ function wantedFor(
     usable: isUsable(observed, link),
     vms: isNewTap ? vmMacs(link, l3.mac ?? "", master ? host.fdb : [], host.neighbours) : [],
   };
+}
+
+/** As they are entered. */
+export function serviceZonesOf({ specs }: Pick<Observed, "specs">): Set<number> {
+  return new Set(specs.services.named.map(({ spec }) => spec.zone));
 }
 
 /** Zones by ifindex. */

@@ -12,6 +12,7 @@ import type { Link } from "../kernel/rtnetlink.ts";
 import { isHiddenEnd } from "../kernel/tunnelNames.ts";
 import type { Role } from "../ops/types.ts";
 import type { DeviceInput } from "../tables/index.ts";
+import { type DesiredService, type DesiredVm, desiredServices } from "./desiredServices.ts";
 import { deviceFromConfig } from "./devices.ts";
 import { type Failure, failure } from "./failure.ts";
 import type { HostFacts } from "./hostFacts.ts";
@@ -34,10 +35,12 @@ export interface Desired {
   awaited: readonly { pattern: string; role: Role }[];
   /** By name. */
   devices: Map<string, DesiredDevice>;
+  vms: Map<string, DesiredVm>;
+  services: Map<string, DesiredService>;
   timeouts: number[];
   relearnDamping: number;
   labelStacks: LabelStacks;
-  /** Interfaces that the configuration names and that cannot be attached. */
+  /** What the configuration names and that cannot be: interfaces that cannot be attached, entries that are too long. */
   failed: Failure[];
   warnings: string[];
 }
@@ -48,6 +51,7 @@ export type Guests = ReadonlyMap<number, ReadonlySet<string>>;
 export function desiredOf(config: Config, host: HostFacts, guests: Guests): Desired {
   const zones = zoneNumbers(config);
   const found = matchAll(config, host, guests);
+  const { vms, services, failed } = desiredServices(config, (name) => zoneOf(zones, name));
   const desired: Desired = {
     interfaces: [],
     awaited: awaitedBy(config),
@@ -57,10 +61,12 @@ export function desiredOf(config: Config, host: HostFacts, guests: Guests): Desi
         { config: `devices[${index}]`, device: deviceFromConfig(device, zoneOf(zones, device.zone)) },
       ]),
     ),
+    vms,
+    services,
     timeouts: timeoutTicks(config),
     relearnDamping: secondsToTicks(config.relearn_damping_seconds),
     labelStacks: desiredLabelStacks(config),
-    failed: [],
+    failed,
     warnings: [...unreadable(config, host), ...found.flatMap(ambiguity)],
   };
   desired.warnings.push(...farEndsWithMacs(config, found));

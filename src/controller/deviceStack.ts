@@ -44,12 +44,26 @@ function taggedInterfaces(device: Device, { ifindex, l3Ifindex }: Uplink, links:
     .map((link) => link.ifindex);
 }
 
-function routeTo(netlink: Netlink, target: Buffer): number | null {
+/** The interface that the host's routes name; null without a route. */
+export function routeTo(netlink: Netlink, target: Buffer): number | null {
   try {
     return netlink.routeGet({ destination: addressText(target) }).outIfindex;
   } catch (error) {
     if (error instanceof NetlinkError) return null;
     throw error;
+  }
+}
+
+/** Has the kernel find out whether somebody answers for an address now, whatever it has known of it. */
+export function askAnew(
+  netlink: Pick<Netlink, "askNeighbour">,
+  ifindex: number,
+  address: string,
+  known: Neighbour["state"],
+): void {
+  if (known === "none" || known === "failed") netlink.askNeighbour(ifindex, address, "resolve");
+  else if (known === "stale" || known === "reachable" || known === "delay") {
+    netlink.askNeighbour(ifindex, address, "verify");
   }
 }
 

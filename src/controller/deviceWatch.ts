@@ -5,30 +5,16 @@ import { CAUSE, DEVICE_STATE, PROBE_KIND } from "../abi/layout.gen.ts";
 import { formatMac, parseMac } from "../addresses.ts";
 import type { Neighbour } from "../kernel/rtnetlink.ts";
 import { type Device, deviceAddresses, isZero } from "../tables/index.ts";
+import { AddressWatch, type MacChange } from "./addressWatch.ts";
 import {
   type Evidence,
   judge,
-  type MacHistory,
-  macHistory,
-  macSeen,
-  neighbourStep,
   type ProbeHistory,
   probed,
   probeHistory,
-  type Reachability,
-  UNKNOWN_REACHABILITY,
   type Verdict,
 } from "./deviceStates.ts";
 import { addressText } from "./devices.ts";
-
-interface WatchedAddress {
-  text: string;
-  history: MacHistory;
-  /** What the neighbour table showed last. */
-  shown: string | null;
-  /** By the interface on which it was asked for. */
-  reach: Map<number, Reachability>;
-}
 
 /** What follows from something that was seen. */
 export interface Sighting {
@@ -47,7 +33,7 @@ const NOTHING: Sighting = { ask: false, moved: null, held: null, flaps: 0 };
 export class DeviceWatch {
   readonly name: string;
   #device: Device;
-  #addresses: Map<string, WatchedAddress>;
+  #addresses: Map<string, AddressWatch>;
   #probe: ProbeHistory | null;
   /** Of an address of which nothing was seen yet: one that was down when a daemon ended is not up until it is seen. */
   #assumed: Evidence;
@@ -88,23 +74,19 @@ export class DeviceWatch {
   neighbourSeen(neighbour: Neighbour, nowMs: number): Sighting {
     const address = this.#addresses.get(neighbour.address);
     if (!address) return NOTHING;
-    const { ifindex, state, mac } = neighbour;
-    const before = address.reach.get(ifindex) ?? { ...UNKNOWN_REACHABILITY, evidence: this.#assumed };
-    const { ask, ...reach } = neighbourStep(before, state, mac !== null);
-    address.reach.set(ifindex, reach);
-    if (reach.evidence === "good") this.#assumed = "unknown";
-    if (reach.evidence === "bad") return { ...NOTHING, ask, moved: this.#abandon(address) };
-    if (mac === null || mac === address.shown || reach.evidence !== "good") return { ...NOTHING, ask };
-    address.shown = mac;
-    return { ...this.#macStep(address, mac, nowMs), ask };
+    const { evidence, ask, change } = address.seen(neighbour, this.#assumed, nowMs);
+    if (evidence === "good") this.#assumed = "unknown";
+    if (evidence === "bad") return { ...NOTHING, ask, moved: this.#abandon(address) };
+    return change ? { ...this.#macChanged(change), ask } : { ...NOTHING, ask };
   }
 
   /** What was held back may be due. */
   due(nowMs: number): Sighting[] {
-    return [...this.#addresses.values()]
-      .filter(({ shown, history }) => shown !== null && shown !== history.mac && nowMs >= history.heldUntil)
-      .map((address) => this.#macStep(address, address.shown!, nowMs))
-      .filter(({ moved }) => moved !== null);
+    return [...this.#addresses.values()].flatMap((address) => {
+      const change = address.due(nowMs);
+      const sighting = change && this.#macChanged(change);
+      return sighting?.moved ? [sighting] : [];
+    });
   }
 
   /** A MAC behind one of its VTEPs moves too often. */
@@ -118,12 +100,7 @@ export class DeviceWatch {
 
   /** `ifindexes`: where its addresses are asked for; what other interfaces said is forgotten. */
   judge(uplink: boolean, ifindexes: ReadonlySet<number>): Verdict {
-    const neighbours = [...this.#addresses.values()].map(({ reach }): Evidence => {
-      for (const ifindex of [...reach.keys()]) if (!ifindexes.has(ifindex)) reach.delete(ifindex);
-      const said = [...ifindexes].map((ifindex) => reach.get(ifindex)?.evidence ?? this.#assumed);
-      if (said.includes("good")) return "good";
-      return said.length > 0 && said.every((one) => one === "bad") ? "bad" : "unknown";
-    });
+    const neighbours = [...this.#addresses.values()].map((one) => one.evidence(ifindexes, this.#assumed));
     const probe = this.#probe === null ? null : this.#probe.evidence;
     return judge({ operatorDown: this.#device.operator_down !== 0, uplink, neighbours, probe });
   }
@@ -136,40 +113,32 @@ export class DeviceWatch {
     return true;
   }
 
-  #macStep(address: WatchedAddress, mac: string, nowMs: number): Sighting {
-    const before = address.history.mac;
-    const { outcome, began, flap, ...history } = macSeen(address.history, mac, nowMs);
-    address.history = history;
+  #macChanged({ outcome, began, flap, from, to, holdMs }: MacChange): Sighting {
     const flaps = flap ? 1 : 0;
     this.#device = { ...this.#device, flaps: this.#device.flaps + flaps };
     if (outcome !== "taken") {
-      const held = began ? { kept: before!, other: mac, seconds: history.holdMs / 1000 } : null;
+      const held = began ? { kept: from!, other: to, seconds: holdMs / 1000 } : null;
       return { ...NOTHING, held, flaps };
     }
     this.#writeMacs();
-    return { ...NOTHING, moved: { from: before, to: mac }, flaps };
+    return { ...NOTHING, moved: { from, to }, flaps };
   }
 
   /** Nobody answers for an address: another of the device's tells where it is, if that has another MAC. */
-  #abandon(address: WatchedAddress): Sighting["moved"] {
-    const isGood = ({ reach }: WatchedAddress) =>
-      [...reach.values()].some(({ evidence }) => evidence === "good");
-    const from = address.history.mac;
-    const alive = [...this.#addresses.values()].filter(
-      (other) => isGood(other) && other.history.mac !== null,
-    );
-    const to = alive[0]?.history.mac ?? null;
-    if (isGood(address) || from === null || to === null) return null;
-    if (alive.some(({ history }) => history.mac === from)) return null;
-    address.history = macHistory(null);
-    address.shown = null;
+  #abandon(address: AddressWatch): Sighting["moved"] {
+    const from = address.mac;
+    const alive = [...this.#addresses.values()].filter((other) => other.isGood && other.mac !== null);
+    const to = alive[0]?.mac ?? null;
+    if (address.isGood || from === null || to === null) return null;
+    if (alive.some(({ mac }) => mac === from)) return null;
+    address.forgetMac();
     this.#writeMacs();
     return { from, to };
   }
 
   #writeMacs(): void {
     const addresses = this.#device.addresses.map((entry) => {
-      const mac = this.#addresses.get(addressText(entry.octets))?.history.mac ?? null;
+      const mac = this.#addresses.get(addressText(entry.octets))?.mac ?? null;
       return { ...entry, mac: mac === null ? Buffer.alloc(6) : parseMac(mac)! };
     });
     this.#device = { ...this.#device, addresses };
@@ -178,13 +147,12 @@ export class DeviceWatch {
 
 function watchedAddresses(
   device: Device,
-  known: ReadonlyMap<string, WatchedAddress>,
-): Map<string, WatchedAddress> {
+  known: ReadonlyMap<string, AddressWatch>,
+): Map<string, AddressWatch> {
   return new Map(
     deviceAddresses(device).map(({ octets, mac }) => {
       const text = addressText(octets);
-      const history = macHistory(isZero(mac) ? null : formatMac(mac));
-      return [text, known.get(text) ?? { text, history, shown: history.mac, reach: new Map() }];
+      return [text, known.get(text) ?? new AddressWatch(text, isZero(mac) ? null : formatMac(mac))];
     }),
   );
 }

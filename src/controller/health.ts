@@ -6,30 +6,29 @@
 
 import { CAUSE_NAMES, currentTick, DEVICE_STATE_NAMES, encode } from "../abi/codec.ts";
 import { CAUSE, DEVICE_STATE, PROBE_KIND } from "../abi/layout.gen.ts";
-import { isMappedIpv4, parseMac } from "../addresses.ts";
+import { parseMac } from "../addresses.ts";
 import { NEIGHBOUR_PROBE_SECONDS } from "../config/defaults.ts";
-import { LasthopError } from "../errors.ts";
-import { type Instance, openInstance, withLock } from "../kernel/instance.ts";
+import { type Instance, openInstance } from "../kernel/instance.ts";
 import { Netlink } from "../kernel/netlink.ts";
-import type { Address, Link, Neighbour } from "../kernel/rtnetlink.ts";
+import type { Link, Neighbour } from "../kernel/rtnetlink.ts";
 import type { VxlanEntry } from "../kernel/vxlanEntry.ts";
 import type { Logger } from "../log.ts";
 import { type Device, DeviceReader, ownerId, Tables } from "../tables/index.ts";
 import { applyStates, type Fleet, isOn, isUsable, readUplinks, type Uplink } from "./deviceFleet.ts";
 import { settle } from "./deviceLastHops.ts";
-import { stackInterfaces } from "./deviceStack.ts";
-import { addressOctets, addressText, probeTarget, sameDevice } from "./devices.ts";
+import { askAnew, stackInterfaces } from "./deviceStack.ts";
+import { probeTarget, sameDevice } from "./devices.ts";
 import { DeviceWatch, hasProbe, type Sighting } from "./deviceWatch.ts";
+import { Complaints, LockedWork } from "./lockedWork.ts";
 import { inPieces } from "./pieces.ts";
-import { type ProbeOutcome, Prober } from "./probes.ts";
+import { type ProbeOutcome, Prober, sourceFor } from "./probes.ts";
+import { Rounds } from "./rounds.ts";
 import { VtepMonitor } from "./vtepMonitor.ts";
 
 /** How often what the command line may have changed is looked at. */
 const TICK_MS = 1_000;
 /** How often learned last hops that are a device's are looked for. */
 const SETTLE_TICKS = 10;
-/** Probes of many devices do not all go out at the same moment. */
-const JITTER = 0.1;
 
 export interface HealthOptions {
   pinRoot: string;
@@ -44,16 +43,11 @@ interface Opened {
   reader: DeviceReader;
 }
 
-interface Probing {
-  timer: NodeJS.Timeout;
-}
-
 export class HealthMonitor {
   readonly #options: HealthOptions;
   readonly #watches = new Map<string, DeviceWatch>();
   /** The entries as they were read last. */
   readonly #seen = new Map<string, Device>();
-  readonly #probing = new Map<string, Probing>();
   #byAddress = new Map<string, DeviceWatch[]>();
   /** MACs that devices had, until their flows have followed. */
   readonly #moves = new Map<string, Buffer>();
@@ -61,6 +55,13 @@ export class HealthMonitor {
   /** Why probes were not possible, as far as it was logged. */
   readonly #unavailable = new Set<string>();
   readonly #prober = new Prober();
+  readonly #probing = new Rounds<ProbeOutcome>({
+    ask: (name) => this.#outcome(name),
+    answered: (name, outcome) => this.#guard(() => this.#probeEnded(name, outcome)),
+    failed: (error) => this.#complaints.tell(error),
+  });
+  readonly #complaints: Complaints;
+  readonly #settling: LockedWork;
   readonly #vteps: VtepMonitor;
   #opened: Opened | undefined;
   #links = new Map<number, Link>();
@@ -68,20 +69,23 @@ export class HealthMonitor {
   #fleet: Fleet | undefined;
   #tick: NodeJS.Timeout | undefined;
   #ticks = 0;
-  #settling: Promise<void> | undefined;
-  #again = false;
-  #failed: string | null = null;
 
   constructor(options: HealthOptions) {
     this.#options = options;
+    this.#complaints = new Complaints(options.log, "devices cannot be followed");
+    this.#settling = new LockedWork({
+      pinRoot: options.pinRoot,
+      work: () => this.#settleLocked(),
+      failed: (error) => this.#complaints.tell(error),
+    });
     this.#vteps = new VtepMonitor({
       log: options.log,
-      onChange: () => this.#settleSoon(),
+      onChange: () => this.#settling.soon(),
       onFlap: (device) => {
         this.#watches.get(device)?.flapped();
         this.#dirty.add(device);
       },
-      onError: (error) => this.#complain(error),
+      onError: (error) => this.#complaints.tell(error),
     });
   }
 
@@ -97,17 +101,16 @@ export class HealthMonitor {
       this.#close();
       throw error;
     }
-    this.#settleSoon();
+    this.#settling.soon();
     this.#tick = setInterval(() => this.#guard(() => this.#onTick()), TICK_MS);
   }
 
   async stop(): Promise<void> {
     clearInterval(this.#tick);
-    for (const { timer } of this.#probing.values()) clearTimeout(timer);
-    this.#probing.clear();
+    this.#probing.close();
     this.#prober.close();
     await this.#vteps.stop();
-    await this.#settling;
+    await this.#settling.stop();
     this.#close();
   }
 
@@ -118,7 +121,7 @@ export class HealthMonitor {
       this.#askNeighbours();
       // Perhaps events were lost.
       this.#vteps.read();
-      this.#settleSoon();
+      this.#settling.soon();
     });
   }
 
@@ -150,23 +153,8 @@ export class HealthMonitor {
     this.#guard(() => this.#vteps.seen(entry, gone));
   }
 
-  /** What goes wrong here must not end the daemon: the next tick tries again. Said once. */
   #guard(work: () => void): void {
-    if (!this.#opened) return;
-    try {
-      work();
-      this.#failed = null;
-    } catch (error) {
-      this.#complain(error);
-    }
-  }
-
-  #complain(error: unknown): void {
-    const message = error instanceof Error ? error.message : String(error);
-    if (message === this.#failed) return;
-    this.#failed = message;
-    const hint = error instanceof LasthopError && error.hint !== undefined ? { hint: error.hint } : {};
-    this.#options.log.error(`devices cannot be followed: ${message}`, hint);
+    if (this.#opened) this.#complaints.guard(work);
   }
 
   #close(): void {
@@ -191,7 +179,7 @@ export class HealthMonitor {
     }
     this.#judgeAll();
     this.#mark();
-    if (changed || this.#dirty.size > 0 || this.#ticks % SETTLE_TICKS === 0) this.#settleSoon();
+    if (changed || this.#dirty.size > 0 || this.#ticks % SETTLE_TICKS === 0) this.#settling.soon();
   }
 
   /** Everything that is asked of the kernel and the tables at once. */
@@ -199,6 +187,7 @@ export class HealthMonitor {
     const { tables, netlink } = this.#opened!;
     const links = netlink.links();
     this.#links = new Map(links.map((link) => [link.ifindex, link]));
+    this.#prober.keep(this.#links);
     this.#uplinks = readUplinks(tables, links);
     for (const uplink of this.#uplinks.values()) {
       const settled = this.#fleet?.uplinks.get(uplink.ifindex);
@@ -228,7 +217,7 @@ export class HealthMonitor {
       this.#seen.delete(name);
       this.#watches.delete(name);
       this.#dirty.delete(name);
-      this.#stopProbing(name);
+      this.#probing.stop(name);
       changed = true;
     }
     for (const [name, device] of found) {
@@ -249,7 +238,7 @@ export class HealthMonitor {
       }
       watch.change(device);
       if (!same) {
-        this.#stopProbing(name);
+        this.#probing.stop(name);
         this.#startProbing(name);
       }
       changed = true;
@@ -288,7 +277,7 @@ export class HealthMonitor {
       this.#askOthers(watch, moved.from);
     }
     this.#dirty.add(watch.name);
-    this.#settleSoon();
+    this.#settling.soon();
   }
 
   /** Addresses that were at the MAC that one has left: probably they have left it too. */
@@ -313,17 +302,9 @@ export class HealthMonitor {
         for (const address of watch.addresses) {
           const entry = known.get(`${ifindex} ${address}`);
           if (entry) this.#neighbourSeen(entry);
-          this.#ask(ifindex, address, entry?.state ?? "none");
+          askAnew(netlink, ifindex, address, entry?.state ?? "none");
         }
       }
-    }
-  }
-
-  #ask(ifindex: number, address: string, state: Neighbour["state"]): void {
-    const { netlink } = this.#opened!;
-    if (state === "none" || state === "failed") netlink.askNeighbour(ifindex, address, "resolve");
-    else if (state === "stale" || state === "reachable" || state === "delay") {
-      netlink.askNeighbour(ifindex, address, "verify");
     }
   }
 
@@ -362,30 +343,10 @@ export class HealthMonitor {
       if (watch) named.device = watch.device;
     }
     applyStates(tables, netlink, this.#fleet);
-    if (this.#dirty.size > 0) this.#settleSoon();
+    if (this.#dirty.size > 0) this.#settling.soon();
   }
 
   // Entries and last hops
-
-  #settleSoon(): void {
-    this.#again = true;
-    this.#settling ??= this.#settleAll().finally(() => {
-      this.#settling = undefined;
-    });
-  }
-
-  async #settleAll(): Promise<void> {
-    while (this.#again && this.#opened) {
-      this.#again = false;
-      try {
-        await withLock(this.#options.pinRoot, () => this.#settleLocked());
-      } catch (error) {
-        // Somebody is changing things for long: the next tick comes back to it.
-        if (!(error instanceof LasthopError && error.code === "E_LOCKED")) this.#complain(error);
-        return;
-      }
-    }
-  }
 
   async #settleLocked(): Promise<void> {
     const opened = this.#opened;
@@ -418,38 +379,13 @@ export class HealthMonitor {
   // Probes
 
   #startProbing(name: string): void {
+    const device = this.#watches.get(name)?.device;
+    if (device && hasProbe(device)) this.#probing.start(name, device.probe.interval_ms);
+  }
+
+  #probeEnded(name: string, outcome: ProbeOutcome): void {
     const watch = this.#watches.get(name);
-    if (!watch || !hasProbe(watch.device)) return;
-    const { interval_ms } = watch.device.probe;
-    const timer = setTimeout(() => void this.#probe(name), Math.random() * Math.min(interval_ms, TICK_MS));
-    this.#probing.set(name, { timer });
-  }
-
-  #stopProbing(name: string): void {
-    clearTimeout(this.#probing.get(name)?.timer);
-    this.#probing.delete(name);
-  }
-
-  async #probe(name: string): Promise<void> {
-    const probing = this.#probing.get(name);
-    const started = performance.now();
-    const watch = this.#watches.get(name);
-    if (!probing || !watch) return;
-    const { interval_ms } = watch.device.probe;
-    try {
-      const outcome = await this.#outcome(watch);
-      // Stopped, or begun anew, while it ran.
-      if (this.#probing.get(name) !== probing) return;
-      this.#guard(() => this.#probeEnded(watch, outcome));
-    } catch (error) {
-      this.#complain(error);
-    }
-    if (this.#probing.get(name) !== probing) return;
-    const pause = interval_ms * (1 + (Math.random() * 2 - 1) * JITTER) - (performance.now() - started);
-    probing.timer = setTimeout(() => void this.#probe(name), Math.max(pause, 1));
-  }
-
-  #probeEnded(watch: DeviceWatch, outcome: ProbeOutcome): void {
+    if (!watch) return;
     if (outcome.kind === "unavailable") {
       this.#cannotProbe(watch.name, outcome.why);
       return;
@@ -467,7 +403,9 @@ export class HealthMonitor {
     this.#options.log.warning(`device ${device} cannot be probed: ${why}`, { device });
   }
 
-  async #outcome(watch: DeviceWatch): Promise<ProbeOutcome> {
+  async #outcome(name: string): Promise<ProbeOutcome> {
+    const watch = this.#watches.get(name);
+    if (!watch) return { kind: "unavailable", why: "it was removed" };
     const { probe } = watch.device;
     const target = probeTarget(watch.device);
     const [ifindex] = this.#stackInterfaces(watch);
@@ -496,27 +434,6 @@ function byAddress(watches: Iterable<DeviceWatch>): Map<string, DeviceWatch[]> {
 /** Of two entries that ask for the same. */
 function sameEntry(a: Device, b: Device): boolean {
   return encode("device", a).equals(encode("device", b));
-}
-
-/** The host's address on an interface from which the target is asked; null if it has none of that family. */
-export function sourceFor(target: Buffer, addresses: readonly Address[], ifindex: number): string | null {
-  const family = isMappedIpv4(target) ? 4 : 6;
-  const own = addresses.filter((one) => one.ifindex === ifindex && one.family === family);
-  const wanted = addressText(target);
-  const near = own.find(({ address, prefixLength }) => isWithin(target, address, prefixLength));
-  const scope = isLinkLocal(wanted);
-  return (near ?? own.find(({ address }) => isLinkLocal(address) === scope) ?? own[0])?.address ?? null;
-}
-
-function isLinkLocal(address: string): boolean {
-  return /^fe[89ab]/i.test(address);
-}
-
-function isWithin(target: Buffer, address: string, prefixLength: number): boolean {
-  const own = addressOctets(address);
-  const bits = isMappedIpv4(target) ? prefixLength + 96 : prefixLength;
-  const different = BigInt(`0x${target.toString("hex")}`) ^ BigInt(`0x${own.toString("hex")}`);
-  return different >> BigInt(128 - bits) === 0n;
 }
 
 const CAUSE_TEXTS: Readonly<Record<number, string>> = {

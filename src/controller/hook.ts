@@ -20,6 +20,8 @@ export interface HookFacts {
   ownXdpProgramId: number | null;
   /** The features, as ethtool names them, that take tags out of received frames; null if unknown. */
   vlanStripping: readonly string[] | null;
+  /** Its zone has services. */
+  services: boolean;
   /** TCX rather than clsact. */
   tcx: boolean;
 }
@@ -61,6 +63,7 @@ function againstNative(facts: HookFacts): string | null {
   if (foreign !== null) return `XDP program ${foreign} of somebody else is on it`;
   if (facts.vlanStripping === null) return "it does not say whether it strips VLAN tags";
   if (facts.vlanStripping.length > 0) return "it strips VLAN tags, which native XDP cannot see then";
+  if (facts.services) return "its zone has services, and native XDP cannot hand frames to every tap";
   return null;
 }
 

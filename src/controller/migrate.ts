@@ -6,7 +6,7 @@
  *     milliseconds, what is small. Nothing uses it yet: killed here, it is made anew by whoever comes next.
  *  2. Each interface gets our program by one link update, and its link's pin moves to us.
  *  3. What the old programs learned meanwhile is copied. New flows of these milliseconds can miss their last hop
- *     until then: their replies pass. 4. The old instance is removed.
+ *     until then: their replies pass, and those of services wait (control.migrating). 4. The old instance is removed.
  *
  * An error in 2 puts the old programs back and removes our instance.
  */
@@ -48,6 +48,9 @@ const ZERO = Buffer.alloc(4);
 /** Indices and ids that the old programs may give out until they no longer run. */
 const MARGIN = 4096;
 
+/** Of a table with large entries, so many are read at once. */
+const BATCH_BYTES = 2 ** 20;
+
 /** The tables that hold what is worth keeping, but for the flows. Counters by reason begin anew. */
 const SMALL_TABLES: readonly { name: string; key: Shape; value: Shape }[] = [
   { name: "last_hops", key: "u32", value: "last_hop" },
@@ -62,6 +65,17 @@ const SMALL_TABLES: readonly { name: string; key: Shape; value: Shape }[] = [
   { name: "zones", key: "u32", value: "u32" },
   { name: "tunnels", key: "u32", value: "tunnel" },
   { name: "tunnel_index", key: "tunnel_index_key", value: "u32" },
+  // VMs before the pools that name them, and these before the services, as when they were made.
+  { name: "vm_specs", key: "vm_name", value: "vm_spec" },
+  { name: "vm_cells", key: "u32", value: "vm_cell" },
+  { name: "vm_flows", key: "u32", value: "u32" },
+  { name: "service_specs", key: "service_name", value: "service_spec" },
+  { name: "pool_lines", key: "u32", value: "pool_line" },
+  { name: "pools", key: "u32", value: "pool" },
+  { name: "services", key: "u32", value: "service" },
+  { name: "associations", key: "association_key", value: "u32" },
+  { name: "affinities", key: "affinity_key", value: "affinity" },
+  { name: "service_index", key: "service_key", value: "u32" },
 ];
 
 const FLOW_TABLES = [
@@ -72,7 +86,7 @@ const FLOW_TABLES = [
 ] as const;
 
 /** Of the control record what does not belong to the version itself. */
-const CONTROL_FIELDS = ["bypass", "timeouts", "relearn_damping"] as const;
+const CONTROL_FIELDS = ["bypass", "timeouts", "relearn_damping", "vm_cells"] as const;
 
 /** The caller has the lock, and closes the instance that is returned. Throws E_UPGRADE, E_NETNS, E_LOAD, … */
 export async function migrate(pinRoot: string, version: string, sizes: Sizes): Promise<Instance> {
@@ -98,6 +112,7 @@ export async function migrate(pinRoot: string, version: string, sizes: Sizes): P
   }
   await copyAllFlows(old, instance);
   copyLateLastHops(old, instance);
+  new Tables(instance).control.set({ migrating: 0 });
   await settleBalance(instance);
   removeInstance(pinRoot, version);
   return instance;
@@ -202,7 +217,7 @@ function copySmall(old: FormerInstance, instance: Instance): void {
     const from = old.map(name);
     const to = instance.map(name);
     const convert = converterOf(old, name, key, value);
-    for (const batch of from.batches(4096)) {
+    for (const batch of from.batches(Math.min(4096, Math.ceil(BATCH_BYTES / from.valueBytes)))) {
       const { count, keys, values } = convert(batch);
       for (let index = 0; index < count; index++) writeEntry(to, keys, values, index);
     }
@@ -249,6 +264,8 @@ function copyControl(old: FormerInstance, instance: Instance): void {
     const { offset, size } = CONTROL.fields[name];
     was.copy(now, offset, offset, offset + size);
   }
+  // Whoever misses a flow now must not give it to another VM.
+  now.writeUInt32LE(1, CONTROL.fields.migrating.offset);
   instance.map("control").update(ZERO, now);
 }
 

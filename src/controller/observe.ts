@@ -31,6 +31,9 @@ import type { Guests } from "./desired.ts";
 import { type HostFacts, once } from "./hostFacts.ts";
 import { type LabelStacks, readLabelStacks } from "./labelStacks.ts";
 import { type LastHopFacts, lastHopFacts, NO_LAST_HOPS } from "./lastHopFacts.ts";
+import { atOnce, type Pieces } from "./pieces.ts";
+import { NO_SPECS, type ObservedSpecs } from "./servicePlan.ts";
+import { servicesInPieces, vmsInPieces } from "./serviceSpec.ts";
 import { xfrmPlacesOf } from "./tunnelSpec.ts";
 
 export interface Surroundings {
@@ -86,6 +89,8 @@ export interface Observed {
   zones: ReadonlyMap<number, number>;
   labelStacks: LabelStacks;
   devices: ReadonlyMap<string, Device>;
+  /** VMs and services. */
+  specs: ObservedSpecs;
   /** A daemon has the instance: it will see when what is down comes up. */
   followed: boolean;
   /** TC means TCX on this host. */
@@ -119,6 +124,7 @@ function nothing(host: HostFacts): Observed {
     zones: new Map(),
     labelStacks: new Map(),
     devices: new Map(),
+    specs: NO_SPECS,
     followed: false,
     tcx: usesTcx(LOOPBACK),
     vlanStripping: ({ name }) => vlanStripping(name),
@@ -133,7 +139,17 @@ function defaultTimeouts(): number[] {
   return ticks;
 }
 
-export function observe({ instance, tables, netlink }: Surroundings, host: HostFacts): Observed {
+/** VMs and services as they are entered: thousands of them are some 80 MB. */
+export function* observeSpecs({ tables }: Pick<Surroundings, "tables">): Pieces<ObservedSpecs> {
+  return { vms: yield* vmsInPieces(tables), services: yield* servicesInPieces(tables) };
+}
+
+/** `specs`: if they have been read already. */
+export function observe(
+  { instance, tables, netlink }: Surroundings,
+  host: HostFacts,
+  specs?: ObservedSpecs,
+): Observed {
   const entries = tables.interfaces.list();
   const pinned = pinnedLinks(instance);
   const filters = filtersAtOurPlace(netlink);
@@ -166,6 +182,7 @@ export function observe({ instance, tables, netlink }: Surroundings, host: HostF
     zones: new Map(tables.zones.entries()),
     labelStacks: readLabelStacks(tables),
     devices: new Map([...tables.devices.entries()].map(([{ name }, device]) => [name, device])),
+    specs: specs ?? atOnce(observeSpecs({ tables })),
   };
 }
 

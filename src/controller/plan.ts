@@ -26,6 +26,7 @@ import { deviceConflict, sameDevice } from "./devices.ts";
 import { type Failure, failure } from "./failure.ts";
 import { type LabelStackChanges, labelStackChanges, labelStackText } from "./labelStacks.ts";
 import { isGone, type Observed, type ObservedInterface, type StrayFilter } from "./observe.ts";
+import { planServices, type ServiceAction } from "./servicePlan.ts";
 import type { Settings } from "./settings.ts";
 import type { TunnelAction } from "./tunnelPlan.ts";
 import { planZoneNumbers } from "./zoneNumbers.ts";
@@ -43,25 +44,25 @@ interface Described {
 export type InstanceAction = Described & { kind: "create-instance" | "upgrade" | "resize" };
 
 /** What only the tables and programs that are there already can have. */
-export type TableAction = Described &
-  (
-    | { kind: "control"; timeouts: readonly number[]; relearnDamping: number }
-    | { kind: "zone"; zone: number; number: number }
-    | { kind: "label-stacks"; changes: LabelStackChanges }
-    /** What an interrupted change left, or an instance of which nothing else is left. */
-    | { kind: "repair"; left: { unfinished: PinnedLink } | { link: PinnedLink } | { filter: StrayFilter } }
-    /** A netdev has gone; `keep`: for its last hops, until it returns. */
-    | { kind: "gone"; observed: ObservedInterface; keep: boolean }
-    | { kind: "attach"; unit: AttachUnit }
-    | { kind: "change"; unit: AttachUnit }
-    | { kind: "detach"; observed: ObservedInterface }
-    /** An uplink went down or came up. */
-    | { kind: "last-hops"; ifindex: number; state: "up" | "down" }
-    | { kind: "bridge"; unused: InterfaceEntry }
-    | { kind: "device-add"; name: string; device: DeviceInput }
-    | { kind: "device-change"; name: string; device: DeviceInput }
-    | { kind: "device-remove"; name: string }
-  );
+export type TableAction = ServiceAction | (Described & InterfaceAction);
+
+type InterfaceAction =
+  | { kind: "control"; timeouts: readonly number[]; relearnDamping: number }
+  | { kind: "zone"; zone: number; number: number }
+  | { kind: "label-stacks"; changes: LabelStackChanges }
+  /** What an interrupted change left, or an instance of which nothing else is left. */
+  | { kind: "repair"; left: { unfinished: PinnedLink } | { link: PinnedLink } | { filter: StrayFilter } }
+  /** A netdev has gone; `keep`: for its last hops, until it returns. */
+  | { kind: "gone"; observed: ObservedInterface; keep: boolean }
+  | { kind: "attach"; unit: AttachUnit }
+  | { kind: "change"; unit: AttachUnit }
+  | { kind: "detach"; observed: ObservedInterface }
+  /** An uplink went down or came up. */
+  | { kind: "last-hops"; ifindex: number; state: "up" | "down" }
+  | { kind: "bridge"; unused: InterfaceEntry }
+  | { kind: "device-add"; name: string; device: DeviceInput }
+  | { kind: "device-change"; name: string; device: DeviceInput }
+  | { kind: "device-remove"; name: string };
 
 export type Action = InstanceAction | TunnelAction | TableAction;
 export type ActionKind = Action["kind"];
@@ -91,6 +92,7 @@ export interface PlannedInterface {
 export function plan(desired: Desired, observed: Observed): Plan<TableAction> {
   const interfaces = planInterfaces(desired, observed);
   const devices = planDevices(desired, observed);
+  const services = planServices(desired, observed.specs);
   return {
     actions: [
       ...planControl(desired, observed),
@@ -101,9 +103,10 @@ export function plan(desired: Desired, observed: Observed): Plan<TableAction> {
       ...interfaces.actions,
       ...planOrphans(observed, interfaces.units),
       ...devices.actions,
+      ...services.actions,
     ],
-    failed: [...desired.failed, ...interfaces.failed, ...devices.failed],
-    warnings: [...desired.warnings, ...interfaces.warnings],
+    failed: [...desired.failed, ...interfaces.failed, ...devices.failed, ...services.failed],
+    warnings: [...desired.warnings, ...interfaces.warnings, ...services.warnings],
     attached: interfaces.units.map(({ link: { ifindex, name }, wanted: { role, zone, policy } }) => ({
       ifindex,
       name,
@@ -232,7 +235,11 @@ function planInterfaces(desired: Desired, observed: Observed): InterfacesPlan {
   const wanted = new Map<number, Settings>(desired.interfaces.map((item) => [item.ifindex, item]));
   const failed = new Set(desired.failed.map(({ object }) => object));
   const present = observed.interfaces.filter((item) => item.link !== undefined);
-  const company = { uplinks: plannedUplinks(wanted, present), labelStacks: desired.labelStacks };
+  const company = {
+    uplinks: plannedUplinks(wanted, present),
+    labelStacks: desired.labelStacks,
+    serviceZones: plannedServiceZones(desired, observed),
+  };
   const add = (link: Link, settings: Settings, returned?: InterfaceEntry): void => {
     addUnit(result, observed, link, settings, taken, returned, company);
   };
@@ -265,6 +272,14 @@ function planInterfaces(desired: Desired, observed: Observed): InterfacesPlan {
     ...planBridges(observed, result.units),
   );
   return result;
+}
+
+/** Of the services that are configured, and of those that stay though they are not. */
+function plannedServiceZones({ services }: Desired, { specs }: Observed): Set<number> {
+  const stay = specs.services.named.filter(({ name, spec }) => {
+    return spec.origin !== ORIGIN.CONFIG && !services.has(name);
+  });
+  return new Set([...services.values(), ...stay].map(({ spec }) => spec.zone ?? 0));
 }
 
 /** Those that are configured, and those that stay though they are not. */

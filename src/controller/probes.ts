@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Asks devices whether they are alive: ICMP echo and TCP connections. So many at once; the others wait.
+// Asks devices and VMs whether they are alive: ICMP echo and TCP connections. So many at once; the others wait.
 
 import { randomInt } from "node:crypto";
+import { setMaxListeners } from "node:events";
 import { connect } from "node:net";
 import { isMappedIpv4 } from "../addresses.ts";
 import { PROBES_AT_ONCE } from "../config/defaults.ts";
 import { LasthopError } from "../errors.ts";
 import { type EchoReply, IcmpSocket } from "../kernel/icmp.ts";
-import { addressText } from "./devices.ts";
+import type { Address } from "../kernel/rtnetlink.ts";
+import { addressOctets, addressText } from "./devices.ts";
 
 export interface ProbeRequest {
   kind: "icmp" | "tcp";
@@ -21,7 +23,7 @@ export interface ProbeRequest {
   source: string | null;
 }
 
-/** `unavailable`: nobody was asked, so it says nothing of the device. */
+/** `unavailable`: nobody was asked, so it says nothing of who would have been. */
 export type ProbeOutcome =
   | { kind: "ok"; seconds: number }
   | { kind: "failed"; seconds: number; why: string }
@@ -32,14 +34,54 @@ interface Waiting {
   answer(): void;
 }
 
+export const STOPPED: ProbeOutcome = { kind: "unavailable", why: "stopped" };
+
+/** So many are asked at once. */
+export class Places {
+  readonly #queue: (() => void)[] = [];
+  readonly #closing = new AbortController();
+  #free: number;
+
+  constructor(atOnce: number) {
+    this.#free = atOnce;
+    setMaxListeners(0, this.#closing.signal);
+  }
+
+  /** Is given when they are closed: nobody waits for an answer any longer. */
+  get closed(): AbortSignal {
+    return this.#closing.signal;
+  }
+
+  async during<T>(work: () => Promise<T>): Promise<T> {
+    if (this.#free > 0) this.#free--;
+    else await new Promise<void>((resolve) => this.#queue.push(resolve));
+    try {
+      return await work();
+    } finally {
+      // Whoever waits takes the place over.
+      const next = this.#queue.shift();
+      if (next) next();
+      else this.#free++;
+    }
+  }
+
+  close(): void {
+    this.#closing.abort();
+    this.#free += this.#queue.length;
+    for (const go of this.#queue.splice(0)) go();
+  }
+}
+
 export class Prober {
-  readonly #sockets = new Map<string, IcmpSocket>();
+  readonly #sockets = new Map<string, { socket: IcmpSocket; ifindex: number }>();
   readonly #waiting = new Map<number, Waiting>();
   readonly #identifier = randomInt(0x1_0000);
-  readonly #queue: (() => void)[] = [];
+  readonly #places: Places;
   #sequence = randomInt(0x1_0000);
-  #running = 0;
-  #closed = false;
+
+  constructor(places = new Places(PROBES_AT_ONCE)) {
+    this.#places = places;
+  }
 
   /** Never rejects. */
   async probe(request: ProbeRequest): Promise<ProbeOutcome> {
@@ -47,35 +89,27 @@ export class Prober {
       const family = isMappedIpv4(request.target) ? "IPv4" : "IPv6";
       return { kind: "unavailable", why: `${request.link.name} has no ${family} address to ask from` };
     }
-    await this.#enter();
-    try {
-      if (this.#closed) return { kind: "unavailable", why: "stopped" };
-      return request.kind === "icmp" ? await this.#echo(request) : await tcp(request, request.source);
-    } finally {
-      this.#leave();
+    const { source } = request;
+    return await this.#places.during(async () => {
+      const { closed } = this.#places;
+      if (closed.aborted) return STOPPED;
+      return request.kind === "icmp" ? await this.#echo(request) : await tcp(request, source, closed);
+    });
+  }
+
+  /** Sockets of other interfaces than these are of no use any longer. */
+  keep(ifindexes: { has(ifindex: number): boolean }): void {
+    for (const [key, { socket, ifindex }] of this.#sockets) {
+      if (ifindexes.has(ifindex)) continue;
+      socket.close();
+      this.#sockets.delete(key);
     }
   }
 
   close(): void {
-    this.#closed = true;
-    for (const socket of this.#sockets.values()) socket.close();
+    this.#places.close();
+    for (const { socket } of this.#sockets.values()) socket.close();
     this.#sockets.clear();
-    for (const go of this.#queue.splice(0)) go();
-  }
-
-  #enter(): Promise<void> {
-    if (this.#running < PROBES_AT_ONCE) {
-      this.#running++;
-      return Promise.resolve();
-    }
-    return new Promise((resolve) => this.#queue.push(resolve));
-  }
-
-  /** Whoever waits takes the place over. */
-  #leave(): void {
-    const next = this.#queue.shift();
-    if (next) next();
-    else this.#running--;
   }
 
   #echo(request: ProbeRequest): Promise<ProbeOutcome> {
@@ -87,9 +121,11 @@ export class Prober {
     return new Promise((resolve) => {
       const end = (outcome: ProbeOutcome): void => {
         clearTimeout(timer);
+        forget();
         this.#waiting.delete(sequence);
         resolve(outcome);
       };
+      const forget = onAbort(this.#places.closed, () => end(STOPPED));
       const timer = setTimeout(() => {
         end({ kind: "failed", seconds: seconds(), why: "no answer to the echo request" });
       }, request.timeoutMs);
@@ -109,11 +145,11 @@ export class Prober {
   #socket(request: ProbeRequest): { socket: IcmpSocket } | { why: string } {
     const key = socketKey(request);
     const known = this.#sockets.get(key);
-    if (known) return { socket: known };
+    if (known) return known;
     const family = isMappedIpv4(request.target) ? 4 : 6;
     try {
       const socket = new IcmpSocket(family, request.link, (reply) => this.#replied(reply));
-      this.#sockets.set(key, socket);
+      this.#sockets.set(key, { socket, ifindex: request.link.ifindex });
       return { socket };
     } catch (error) {
       if (error instanceof LasthopError) {
@@ -125,7 +161,7 @@ export class Prober {
 
   #drop(request: ProbeRequest): void {
     const key = socketKey(request);
-    this.#sockets.get(key)?.close();
+    this.#sockets.get(key)?.socket.close();
     this.#sockets.delete(key);
   }
 
@@ -146,21 +182,76 @@ function socketKey({ target, link }: ProbeRequest): string {
 }
 
 /** Bound by the address of the interface: a connection that is refused or does not come up is a failure. */
-function tcp({ target, port, timeoutMs, link }: ProbeRequest, source: string): Promise<ProbeOutcome> {
+function tcp(
+  { target, port, timeoutMs, link }: ProbeRequest,
+  source: string,
+  closed: AbortSignal,
+): Promise<ProbeOutcome> {
   const started = performance.now();
-  const text = addressText(target);
-  const isLinkLocal = /^fe[89ab]/i.test(text);
-  const scope = isLinkLocal ? `%${link.name}` : "";
+  const seconds = (): number => (performance.now() - started) / 1000;
   return new Promise((resolve) => {
-    const socket = connect({ host: text + scope, port, localAddress: source + scope });
-    const end = (why: string | null): void => {
+    const socket = connect({ port, ...endpoints(target, source, link) });
+    const end = (outcome: ProbeOutcome): void => {
       clearTimeout(timer);
+      forget();
       socket.destroy();
-      const seconds = (performance.now() - started) / 1000;
-      resolve(why === null ? { kind: "ok", seconds } : { kind: "failed", seconds, why });
+      resolve(outcome);
     };
-    const timer = setTimeout(() => end("the connection did not come up in time"), timeoutMs);
-    socket.once("connect", () => end(null));
-    socket.on("error", (error: NodeJS.ErrnoException) => end(error.code ?? error.message));
+    const forget = onAbort(closed, () => end(STOPPED));
+    const timer = setTimeout(() => {
+      end({ kind: "failed", seconds: seconds(), why: "the connection did not come up in time" });
+    }, timeoutMs);
+    socket.once("connect", () => end({ kind: "ok", seconds: seconds() }));
+    socket.on("error", (error: NodeJS.ErrnoException) => end(failure(error, seconds())));
   });
+}
+
+/** Returns how to be told no longer. */
+export function onAbort(signal: AbortSignal, tell: () => void): () => void {
+  signal.addEventListener("abort", tell, { once: true });
+  return () => signal.removeEventListener("abort", tell);
+}
+
+/** Of a connection; link-local addresses have their interface with them. */
+export function endpoints(
+  target: Buffer,
+  source: string,
+  link: { name: string },
+): { host: string; localAddress: string } {
+  const text = addressText(target);
+  const scope = isLinkLocal(text) ? `%${link.name}` : "";
+  return { host: text + scope, localAddress: source + scope };
+}
+
+/** What is wrong with us, not with who was asked. */
+const OURS: ReadonlySet<string | undefined> = new Set([
+  ...["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"],
+  ...["EADDRINUSE", "EADDRNOTAVAIL"],
+]);
+
+/** Of a connection that did not come up, or ended too early. */
+export function failure(error: NodeJS.ErrnoException, seconds: number): ProbeOutcome {
+  const why = error.code ?? error.message;
+  return OURS.has(error.code) ? { kind: "unavailable", why } : { kind: "failed", seconds, why };
+}
+
+/** The host's address on an interface from which the target is asked; null if it has none of that family. */
+export function sourceFor(target: Buffer, addresses: readonly Address[], ifindex: number): string | null {
+  const family = isMappedIpv4(target) ? 4 : 6;
+  const own = addresses.filter((one) => one.ifindex === ifindex && one.family === family);
+  const wanted = addressText(target);
+  const near = own.find(({ address, prefixLength }) => isWithin(target, address, prefixLength));
+  const scope = isLinkLocal(wanted);
+  return (near ?? own.find(({ address }) => isLinkLocal(address) === scope) ?? own[0])?.address ?? null;
+}
+
+function isLinkLocal(address: string): boolean {
+  return /^fe[89ab]/i.test(address);
+}
+
+function isWithin(target: Buffer, address: string, prefixLength: number): boolean {
+  const own = addressOctets(address);
+  const bits = isMappedIpv4(target) ? prefixLength + 96 : prefixLength;
+  const different = BigInt(`0x${target.toString("hex")}`) ^ BigInt(`0x${own.toString("hex")}`);
+  return different >> BigInt(128 - bits) === 0n;
 }

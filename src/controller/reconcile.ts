@@ -16,9 +16,10 @@ import { settle } from "./deviceLastHops.ts";
 import { ensureInstance, type InstanceChange, observeInstance } from "./ensure.ts";
 import type { Failure } from "./failure.ts";
 import { type HostFacts, readHost } from "./hostFacts.ts";
-import { type Observed, observe, observeNothing, type Surroundings } from "./observe.ts";
+import { type Observed, observe, observeNothing, observeSpecs, type Surroundings } from "./observe.ts";
 import { inPieces } from "./pieces.ts";
 import { type Action, type InstanceAction, type Plan, plan } from "./plan.ts";
+import { settleServicesInPieces } from "./serviceSettle.ts";
 import { observeNoTunnels, observeTunnels } from "./tunnelObserve.ts";
 import { planTunnels, type TunnelPlan } from "./tunnelPlan.ts";
 import { applyTunnel, strangeEnds, withTunnels } from "./tunnels.ts";
@@ -121,7 +122,8 @@ async function reconcileLocked(
   const host = tunnels.actions.length > 0 ? readHost(netlink) : before;
   // The event loop has its turn between what takes some milliseconds each.
   await turn();
-  const observed = observe(around, host);
+  const specs = await inPieces(observeSpecs(around));
+  const observed = observe(around, host, specs);
   await turn();
   const { actions, failed, warnings } = plan(desiredOf(config, host, observed.guests), observed);
   const applied: Applied = { done: [], failed: [] };
@@ -131,16 +133,13 @@ async function reconcileLocked(
     applied.done.push(...one.done);
     applied.failed.push(...one.failed);
   }
+  const devices = await settleDevices(around, observed, actions.length > 0);
+  const services = await inPieces(settleServicesInPieces(around));
   return {
     actions: [...first, ...tunnels.actions, ...actions],
-    done: [
-      ...first.map(({ text }) => text),
-      ...tunnels.done,
-      ...applied.done,
-      ...(await settleAll(around, observed, actions.length > 0)),
-    ],
+    done: [...first.map(({ text }) => text), ...tunnels.done, ...applied.done, ...devices, ...services.lines],
     failed: [...tunnels.failed, ...failed, ...applied.failed],
-    warnings: [...strangeEnds(config.tunnels, netlink), ...warnings],
+    warnings: [...strangeEnds(config.tunnels, netlink), ...new Set([...warnings, ...services.problems])],
   };
 }
 
@@ -163,7 +162,11 @@ async function reconcileTunnels(
 }
 
 /** Also when nothing was changed: whoever was killed may not have come to it. */
-async function settleAll(around: Surroundings, { devices }: Observed, changed: boolean): Promise<string[]> {
+async function settleDevices(
+  around: Surroundings,
+  { devices }: Observed,
+  changed: boolean,
+): Promise<string[]> {
   if (!changed && devices.size === 0) return [];
   return (await inPieces(settle(around))).lines;
 }

@@ -15,6 +15,7 @@ import { releaseLastHops } from "./lastHopRelease.ts";
 import { Pacer } from "./pacer.ts";
 import { type Programs, TableWalk } from "./tableWalk.ts";
 import { clockIsRight, readClock, repairClock } from "./tickClock.ts";
+import { beginVmCount, releaseCells, setFlowCounts } from "./vmRefs.ts";
 import { ensureZoneNumbers } from "./zoneNumbers.ts";
 
 /** Pieces of a walk last so long in the kernel; the bound to keep is 10 ms. */
@@ -100,12 +101,16 @@ export async function sweepInstance(instance: Programs, options: SweepOptions = 
   const refs = tables.sweep.begin({ idleTicks, budgetNs: options.pieceNs ?? PIECE_NS });
   pacer.begin();
   for (const _piece of tables.lastHops.clearRefs(refs)) await pacer.rest();
+  const vms = beginVmCount(tables, refs);
+  await pacer.rest();
   for (const number of [OTHER_ZONES, ...zones.values()]) {
     tables.sweep.resetZone(number, "under way");
     await pacer.rest();
   }
   const walks = await walkTables(instance, tables, pacer, result, options);
   await publish(tables, walks, startedNs, result, locked);
+  setFlowCounts(tables, vms);
+  if (vms && vms.leaving.size > 0) await locked(() => releaseCells(tables, vms));
   // Not to be interrupted: all is published, or nothing.
   result.zones = await publishZones(tables, zones, new Pacer(options.cpuPercent));
   signal?.throwIfAborted();

@@ -51,7 +51,7 @@ export function newVms(tables: Tables, zone: number, ifindex: number, macs: read
 }
 
 /** The hot path counts its ids up from 1; ours are drawn from the upper half, where it never comes. */
-function freshId(taken: ReadonlySet<number>): number {
+export function freshId(taken: ReadonlySet<number>): number {
   for (;;) {
     const id = 2 ** 31 + randomInt(2 ** 31);
     if (!taken.has(id)) return id;
@@ -83,5 +83,8 @@ export function removeVms(tables: Tables, vms: readonly KnownVm[]): void {
 export function forgetVmsWithoutTap(tables: Tables, attached: ReadonlySet<number>): void {
   const all = [...tables.vms.entries()];
   if (all.length < VMS_MAX / 2) return;
-  for (const [key, vm] of all) if (!attached.has(vm.ifindex)) tables.vms.delete(key);
+  for (const [key, vm] of all) {
+    // Those with a cell are the operator's, and flows of services name them.
+    if (!attached.has(vm.ifindex) && !tables.guests.cellOf(vm.id)) tables.vms.delete(key);
+  }
 }

@@ -37,6 +37,7 @@ import {
   linkRequest,
   type Neighbour,
   type NeighbourQuestion,
+  neighbourRequest,
   neighboursRequest,
   type Qdisc,
   qdiscsRequest,
@@ -106,6 +107,19 @@ export class Netlink {
   neighbours(ifindex?: number): Neighbour[] {
     const all = this.#dump("list neighbours", RTM_NEWNEIGH, decodeNeighbour, neighboursRequest);
     return ifindex === undefined ? all : all.filter((neighbour) => neighbour.ifindex === ifindex);
+  }
+
+  /** What is known of one address; undefined if nothing is, or the interface is gone. */
+  neighbour(ifindex: number, address: string): Neighbour | undefined {
+    try {
+      const payload = this.#get(`look up the neighbour ${address}`, RTM_NEWNEIGH, (sequence) =>
+        neighbourRequest(sequence, ifindex, address),
+      );
+      return decodeNeighbour(payload) ?? undefined;
+    } catch (error) {
+      if (error instanceof NetlinkError && NOT_ASKED.has(error.errno)) return undefined;
+      throw error;
+    }
   }
 
   /**

@@ -217,6 +217,17 @@ export function neighboursRequest(sequence: number): Buffer {
   return encodeMessage(RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, sequence, Buffer.alloc(12));
 }
 
+/** One entry. */
+export function neighbourRequest(sequence: number, ifindex: number, address: string): Buffer {
+  const destination = addressBytes(address);
+  const header = Buffer.alloc(12);
+  header.writeUInt8(destination.length === 4 ? AF_INET : AF_INET6, 0);
+  header.writeInt32LE(ifindex, 4);
+  return encodeMessage(RTM_GETNEIGH, NLM_F_REQUEST, sequence, header, [
+    { type: NDA_DST, value: destination },
+  ]);
+}
+
 export function decodeNeighbour(payload: Buffer): Neighbour | null {
   const family = familyOf(payload.readUInt8(0));
   const attributes = decodeAttributes(payload.subarray(12));

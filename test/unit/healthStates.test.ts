@@ -24,7 +24,7 @@ import {
 } from "../../src/controller/deviceStates.ts";
 import { addressOctets } from "../../src/controller/devices.ts";
 import { DeviceWatch } from "../../src/controller/deviceWatch.ts";
-import { sourceFor } from "../../src/controller/health.ts";
+import { sourceFor } from "../../src/controller/probes.ts";
 import type { Netlink } from "../../src/kernel/netlink.ts";
 import { encodeAttributes } from "../../src/kernel/netlinkMessage.ts";
 import { decodeLink, type Neighbour, type NeighbourState } from "../../src/kernel/rtnetlink.ts";

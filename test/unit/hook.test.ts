@@ -15,6 +15,7 @@ const NIC: HookFacts = {
   xdp: null,
   ownXdpProgramId: null,
   vlanStripping: [],
+  services: false,
   tcx: true,
 };
 const FOREIGN = { mode: "native", programId: 77 };
@@ -29,6 +30,7 @@ describe("auto chooses", () => {
     ["native XDP where the program is ours", { xdp: FOREIGN, ownXdpProgramId: 77 }, "xdp_native", /hardware/],
     ["TC where tags are stripped", { vlanStripping: ["rx-vlan-hw-parse"] }, "tcx", /strips/],
     ["TC where that is not known", { vlanStripping: null }, "tcx", /does not say/],
+    ["TC where services hand frames to taps", { services: true }, "tcx", /services/],
     ["TC for a tap that is hardware", { role: "tap" }, "tcx", /tap/],
     ["clsact on an older kernel", { hardware: false, tcx: false }, "clsact", /not hardware/],
     ["TC without a link layer", { hardware: false, ethernet: false, kind: "gre" }, "tcx", /gre/],
@@ -50,6 +52,7 @@ describe("what was asked for", () => {
     ["native", { hardware: false, kind: "veth" }, "xdp_native"],
     ["native", { xdp: { mode: "generic", programId: 5 }, ownXdpProgramId: 5 }, "xdp_native"],
     ["native", { vlanStripping: null }, "xdp_native"],
+    ["native", { services: true }, "xdp_native"],
     ["generic", {}, "xdp_generic"],
     ["tc", {}, "tcx"],
     ["tc", { tcx: false }, "clsact"],
