@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # scripts/install.sh install|uninstall: puts what `make build` made in its places, or takes away just that.
 #
-#   PREFIX      /usr/local     the command, its modules, man page, completions and the systemd unit
+#   PREFIX      /usr/local     the command, its modules, man page, completions, the systemd unit, and in
+#                              share/lasthop what libvirt and QEMU may call
 #   SYSCONFDIR  /etc           lasthop/lasthop.yaml, an example; never overwritten and never removed
 #   DESTDIR     empty          stands before all of them, for packagers
 set -eu
@@ -15,6 +16,7 @@ DESTDIR=${DESTDIR:-}
 library=$PREFIX/lib/lasthop
 # What was installed, one path a line without DESTDIR; directories that were made end in a slash.
 manifest=$library/installed
+hypervisor_scripts="libvirt/qemu libvirt/lasthop-shutdown qemu/lasthop-ifup qemu/lasthop-ifdown"
 
 fail() {
 	echo "lasthop: $1" >&2
@@ -85,12 +87,22 @@ install_documents() {
 	file 644 dist/completion/lasthop.fish "$PREFIX/share/fish/vendor_completions.d/lasthop.fish"
 }
 
+# adapted MODE FROM TO: a file in which the command and its configuration are where they are installed
+adapted() {
+	text=$(mktemp)
+	sed -e "s|/usr/bin/lasthop|$PREFIX/bin/lasthop|g" -e "s|{LASTHOP:=lasthop}|{LASTHOP:=$PREFIX/bin/lasthop}|" \
+		-e "s|/etc/lasthop/|$SYSCONFDIR/lasthop/|g" "$2" >"$text"
+	file "$1" "$text" "$3"
+	rm "$text"
+}
+
 install_unit() {
-	unit=$(mktemp)
-	sed -e "s|/usr/bin/lasthop|$PREFIX/bin/lasthop|g" -e "s|/etc/lasthop|$SYSCONFDIR/lasthop|g" \
-		packaging/lasthop.service >"$unit"
-	file 644 "$unit" "$PREFIX/lib/systemd/system/lasthop.service"
-	rm "$unit"
+	adapted 644 packaging/lasthop.service "$PREFIX/lib/systemd/system/lasthop.service"
+}
+
+# Nobody calls them until they are linked to, or named.
+install_scripts() {
+	for script in $hypervisor_scripts; do adapted 755 "packaging/$script" "$PREFIX/share/lasthop/$script"; done
 }
 
 install_example() {
@@ -103,7 +115,7 @@ install_example() {
 install_all() {
 	[ -e dist/cli/main.js ] && [ -e dist/bpf/lasthop.bpf.o ] && [ -e dist/bpf/xfrm.bpf.o ] ||
 		fail "nothing is built yet: run \`make build\`"
-	for needed in dist/man/lasthop.8 packaging/lasthop.service; do
+	for needed in dist/man/lasthop.8 packaging/lasthop.service packaging/libvirt/qemu; do
 		[ -e "$needed" ] || fail "$needed is missing: run \`make build\`"
 	done
 	mkdir -p "$DESTDIR/"
@@ -117,6 +129,7 @@ install_all() {
 	file 644 package.json "$library/package.json"
 	install_documents
 	install_unit
+	install_scripts
 	install_example
 	directory "$PREFIX/bin"
 	ln -sf ../lib/lasthop/dist/cli/main.js "$DESTDIR$PREFIX/bin/lasthop"

@@ -18,6 +18,14 @@ export function wholeNumber(option: string, min: number, max: number) {
   };
 }
 
+/** Parses a number of seconds, whole or not. */
+export function secondsValue(option: string) {
+  return (text: string): number => {
+    if (/^\d+(\.\d+)?$/.test(text)) return Number(text);
+    throw usageError(`--${option}: "${text}" is not a number of seconds`);
+  };
+}
+
 /** Parses a firewall mark, in decimal or as 0x10. */
 export function parseMark(text: string): number {
   const number = /^(?:\d{1,10}|0x[\da-f]{1,8})$/i.test(text) ? Number(text) : Number.NaN;

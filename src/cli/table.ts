@@ -51,6 +51,14 @@ export class TableLayout {
   }
 }
 
+/** All of one thing: its name, and under it what is known of it. Null is left out. */
+export function factsText(name: string, facts: readonly (readonly [string, string | null])[]): string {
+  const known = facts.filter(([, value]) => value !== null);
+  const width = Math.max(0, ...known.map(([key]) => key.length));
+  const lines = known.map(([key, value]) => `  ${key.padEnd(width)}  ${printable(value!)}\n`);
+  return `${printable(name)}\n${lines.join("")}`;
+}
+
 function text(cell: Cell): string {
   return cell === null ? "-" : printable(String(cell));
 }

@@ -19,6 +19,7 @@ import { type HostFacts, readHost } from "../controller/hostFacts.ts";
 import { type Observed, observe, observeNothing, type Surroundings } from "../controller/observe.ts";
 import { attachAction, planGone, planLostBridges, planOrphans, planRemains } from "../controller/plan.ts";
 import { openIfPresent } from "../controller/reconcile.ts";
+import { settleServices } from "../controller/serviceSettle.ts";
 import { runSteps } from "../controller/steps.ts";
 import { LasthopError } from "../errors.ts";
 import { programFor } from "../kernel/attachment.ts";
@@ -104,6 +105,7 @@ function attachLocked(context: OpContext, netlink: Netlink, options: AttachOptio
         ...applyAll(context, around, orphans),
         ...runSteps(beneathSteps(around.tables, host)),
         ...settleDevices(around),
+        ...settleServices(around),
       ],
     };
   } catch (error) {

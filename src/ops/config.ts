@@ -23,6 +23,8 @@ function summary(config: Config): NonNullable<ConfigCheck["has"]> {
     uplinks: config.uplinks.map((uplink) => uplink.name),
     taps: config.taps.map(({ name, guest_mac, domain }) => name ?? guest_mac ?? `domain ${domain}`),
     devices: config.devices.map((device) => device.name),
+    vms: config.vms.map((vm) => vm.name),
+    services: config.services.map((service) => service.name),
     tunnels: config.tunnels.map((tunnel) => tunnel.name),
     metrics: config.metrics.enabled ? config.metrics.listen : null,
   };

@@ -8,6 +8,7 @@ import { settleDevices } from "../controller/devices.ts";
 import { readHost } from "../controller/hostFacts.ts";
 import { type Observed, type ObservedInterface, observe, type Surroundings } from "../controller/observe.ts";
 import { detachAction, planGone, planRemains } from "../controller/plan.ts";
+import { settleServices } from "../controller/serviceSettle.ts";
 import { runSteps } from "../controller/steps.ts";
 import { LasthopError } from "../errors.ts";
 import { removeFiltersOf } from "../kernel/attachment.ts";
@@ -95,6 +96,7 @@ function detachObserved(
   runSteps(bridgeSteps(around.tables, unusedBridges(around.tables)));
   runSteps(beneathSteps(around.tables, observed.host));
   settleDevices(around);
+  settleServices(around);
   return interfaces.map(({ entry }) => ({ interface: entry.name, ifindex: entry.ifindex }));
 }
 

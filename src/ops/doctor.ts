@@ -2,16 +2,20 @@
 
 import { readLabelStacks } from "../controller/labelStacks.ts";
 import { isHostNetns, readHost } from "../kernel/coexistence.ts";
+import type { Instance } from "../kernel/instance.ts";
 import { readRuleset } from "../kernel/netfilter.ts";
 import { Netlink } from "../kernel/netlink.ts";
 import { ipsecPolicies, markRules } from "../kernel/policyRouting.ts";
-import { Tables } from "../tables/index.ts";
+import type { Link } from "../kernel/rtnetlink.ts";
+import { type InterfaceEntry, Tables } from "../tables/index.ts";
 import { attachedEntries, instanceChecks, tryOpen } from "./doctor/instance.ts";
 import { interfaceReports } from "./doctor/interfaces.ts";
 import { networkChecks } from "./doctor/network.ts";
+import { serviceChecks } from "./doctor/services.ts";
 import { systemChecks } from "./doctor/system.ts";
 import { readSysctl, wayChecks } from "./doctor/ways.ts";
-import type { DoctorReport, OpContext } from "./types.ts";
+import { ServiceView } from "./serviceView.ts";
+import type { DoctorCheck, DoctorReport, OpContext } from "./types.ts";
 
 /** What this host offers and lacks, and who else is at work on it. Changes nothing; a check that cannot be made says so. */
 export async function doctor(context: OpContext): Promise<DoctorReport> {
@@ -39,6 +43,7 @@ export async function doctor(context: OpContext): Promise<DoctorReport> {
           policies: ipsecPolicies,
           sysctl: readSysctl,
         }),
+        ...servicesOf(opened.instance, links, attached, netlink),
       ],
       interfaces: netlink ? interfaceReports(opened.instance, netlink, links, hostNetns) : [],
     };
@@ -46,4 +51,17 @@ export async function doctor(context: OpContext): Promise<DoctorReport> {
     netlink?.close();
     opened.instance?.close();
   }
+}
+
+/** Without tables there are none. */
+function servicesOf(
+  instance: Instance | null,
+  links: readonly Link[],
+  attached: readonly InterfaceEntry[],
+  netlink: Netlink | null,
+): DoctorCheck[] {
+  if (instance === null) return [];
+  const tables = new Tables(instance);
+  const addresses = () => netlink?.addresses() ?? [];
+  return serviceChecks({ tables, view: new ServiceView(tables), links, attached, addresses });
 }

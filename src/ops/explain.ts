@@ -17,6 +17,7 @@ import {
   type Resolution,
   Tables,
 } from "../tables/index.ts";
+import { explainDelivery } from "./explainService.ts";
 import { FlowView, lastHopPlace } from "./flowView.ts";
 import { findFlow } from "./tupleKeys.ts";
 import type { Explanation, OpContext, Tuple } from "./types.ts";
@@ -58,6 +59,7 @@ export function explain(context: OpContext, tuple: Tuple, zone = 0): Explanation
     verdict,
     reason: key.toLowerCase(),
     conclusion: conclude(now, key, verdict, text, host, route),
+    ...explainDelivery({ ...now, mac: now.vm?.mac, nameOf: (ifindex) => interfaceName(now, ifindex) }),
     notes: now.notes,
   };
 }
@@ -152,6 +154,8 @@ function hasTap({ tables, zone }: Situation): boolean {
 /** The local address is at another VM now than the one that replied first. */
 function isAnotherVm({ flow, vm, tables, zone, neighbours, tuple }: Situation): boolean {
   if (!flow?.value.vm) return false;
+  // Many VMs hold the address of a service: the one that was chosen answers.
+  if (flow.value.flags & FLOW_FLAG.SERVICE) return vm === undefined;
   const present = macsOf(neighbours, tuple.local_address)
     .map((mac) => tables.vms.get({ zone, mac: parseMac(mac)! }))
     .filter((known) => known !== undefined);

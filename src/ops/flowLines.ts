@@ -122,7 +122,7 @@ export class FlowLines {
   }
 
   #vm(id: number): Buffer {
-    return cached(this.#vms, id, () => `,"vm_mac":${JSON.stringify(this.#view.vmMac(id))},"idle_seconds":`);
+    return cached(this.#vms, id, () => `,${JSON.stringify(this.#view.vm(id)).slice(1, -1)},"idle_seconds":`);
   }
 
   #age(lastSeen: number): Buffer {

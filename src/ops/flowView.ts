@@ -83,6 +83,7 @@ export function roundIdle(seconds: number): number {
   return Math.round(seconds * 10) / 10;
 }
 
+type ShownVm = Pick<FlowEntry, "vm" | "vm_mac">;
 type ShownLastHop = Pick<FlowEntry, "last_hop" | "stale">;
 
 /**
@@ -95,7 +96,7 @@ export class FlowView {
   readonly #tables: Tables;
   readonly #interfaces: Map<number, InterfaceEntry>;
   readonly #lastHops = new Map<number, ShownLastHop>();
-  #vms: Map<number, string> | undefined;
+  #vms: Map<number, ShownVm> | undefined;
 
   constructor(tables: Tables) {
     this.#tables = tables;
@@ -140,11 +141,10 @@ export class FlowView {
     return { last_hop, stale: false };
   }
 
-  /** Null before a VM has replied, and for a VM that is no longer known. */
-  vmMac(id: number): string | null {
-    if (id === 0) return null;
-    this.#vms ??= new Map([...this.#tables.vms.entries()].map(([key, vm]) => [vm.id, formatMac(key.mac)]));
-    return this.#vms.get(id) ?? null;
+  /** Nothing before a VM was chosen or has replied, and of a VM that is no longer known. */
+  vm(id: number): ShownVm {
+    this.#vms ??= knownVms(this.#tables);
+    return this.#vms.get(id) ?? NO_VM;
   }
 
   entry({ key, tier, value }: Flow): FlowEntry {
@@ -164,8 +164,21 @@ export class FlowView {
       origin: value.flags & FLOW_FLAG.LOCAL_ORIGIN ? "local" : "remote",
       flags: flagNames(value.flags),
       ...this.lastHop(value.last_hop, value.flags),
-      vm_mac: this.vmMac(value.vm),
+      ...this.vm(value.vm),
       idle_seconds: roundIdle(idleSeconds(value.last_seen, this.now)),
     };
   }
+}
+
+const NO_VM: ShownVm = { vm: null, vm_mac: null };
+
+/** By id, which is never 0. */
+function knownVms(tables: Tables): Map<number, ShownVm> {
+  const names = new Map([...tables.guests.specs.entries()].map(([{ name }, { id }]) => [id, name]));
+  return new Map(
+    [...tables.vms.entries()].map(([{ mac }, { id }]) => [
+      id,
+      { vm: names.get(id) ?? null, vm_mac: formatMac(mac) },
+    ]),
+  );
 }

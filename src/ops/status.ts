@@ -12,6 +12,7 @@ import { type Link, TC_PARENT_INGRESS } from "../kernel/rtnetlink.ts";
 import { tunnelAttachmentAt, tunnelProgramIds } from "../kernel/tunnelAttachment.ts";
 import { type BpfMap, tcxQuery } from "../libbpf/index.ts";
 import { type InterfaceEntry, Tables } from "../tables/index.ts";
+import { ServiceView } from "./serviceView.ts";
 import type {
   Hook,
   InterfaceStatus,
@@ -44,6 +45,7 @@ export function status(context: OpContext): StatusReport {
   using netlink = new Netlink();
   const tables = new Tables(instance);
   const fills = tableFills(instance);
+  const view = new ServiceView(tables);
   return {
     pin_path: instance.path,
     abi: ABI_NAME,
@@ -55,6 +57,8 @@ export function status(context: OpContext): StatusReport {
     programs: instance.programNames().map((name) => programStatus(instance, name)),
     tables: fills,
     tiers: tierFills(tables, fills),
+    services: { total: view.services.length, empty: view.empty().length },
+    vms: view.vmCounts(),
     last_pass: lastPass(tables),
   };
 }

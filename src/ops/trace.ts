@@ -124,19 +124,24 @@ function traceKey(key: FlowKey) {
 
 function eventShower(tables: Tables): (event: Event, started: bigint) => TraceEvent {
   const view = new FlowView(tables);
+  const names = vmNames(tables);
   return (event, started) => {
     const reason = reasonOf(event.reason);
     const redirected = event.out_ifindex !== 0;
     const macBefore = formatMac(event.destination_mac);
     const macAfter = macAfterOf(event, macBefore);
     const interfaceAfter = redirected ? view.interfaceName(event.out_ifindex) : null;
-    const to = macAfter === null ? interfaceAfter : `${macAfter} on ${interfaceAfter}`;
-    const detail = redirected ? `: ${to}${macAfter === macBefore ? ", as the VM chose" : ""}` : "";
+    const isReply = event.role === ROLE.TAP;
+    const vm = isReply ? undefined : names.get(`${event.key.zone} ${macAfter}`);
+    const whom = vm === undefined ? macAfter : `${vm} (${macAfter})`;
+    const to = macAfter === null ? interfaceAfter : `${whom} on ${interfaceAfter}`;
+    const same = isReply && macAfter === macBefore ? ", as the VM chose" : "";
+    const detail = redirected ? `: ${to}${same}` : "";
     return {
       time_seconds: Math.max(0, (event.time_ns - Number(started)) / 1e9),
       hook: (HOOK_NAMES[event.hook] ?? "none") as Hook,
       interface: view.interfaceName(event.ifindex),
-      direction: event.role === ROLE.TAP ? "reply" : "request",
+      direction: isReply ? "reply" : "request",
       verdict: VERDICT_NAMES[event.verdict] ?? reason.verdict,
       reason: reason.name,
       explanation: reason.text + detail,
@@ -148,6 +153,12 @@ function eventShower(tables: Tables): (event: Event, started: bigint) => TraceEv
       length_bytes: event.length_bytes,
     };
   };
+}
+
+/** By zone and MAC. */
+function vmNames({ guests }: Tables): Map<string, string> {
+  const specs = [...guests.specs.entries()];
+  return new Map(specs.map(([{ name }, { zone, mac }]) => [`${zone} ${formatMac(mac)}`, name]));
 }
 
 /** Null without a link layer, and where only the host's routing will tell. */

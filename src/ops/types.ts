@@ -3,6 +3,9 @@
 
 import type { VerdictName } from "../abi/reasons.ts";
 import type { ErrorCode } from "../errors.ts";
+import type { OnVmDown, ServiceCounts, ServicePolicyName, VmCounts } from "./serviceTypes.ts";
+
+export type * from "./serviceTypes.ts";
 
 export type Role = "uplink" | "tap";
 export type Policy = "enforce" | "observe" | "off";
@@ -139,6 +142,9 @@ export interface StatusReport {
   programs: { name: string; id: number; memory_bytes: number | null; run_count: number | null }[];
   tables: TableFill[];
   tiers: TierFill[];
+  services: ServiceCounts;
+  /** Those that have a name. */
+  vms: VmCounts;
   /** The last expiry pass that ended; null if none ever did. */
   last_pass: { ended_seconds_ago: number; duration_seconds: number; entries: number; expired: number } | null;
 }
@@ -201,6 +207,8 @@ export interface FlowEntry {
   last_hop: ({ index: number; generation: number } & LastHopPlace) | null;
   /** The record that the flow names is gone or was reused: its packets pass. */
   stale: boolean;
+  /** Name of its VM; null if it has none, or none is known. */
+  vm: string | null;
   vm_mac: string | null;
   idle_seconds: number;
 }
@@ -377,6 +385,16 @@ export interface Explanation {
   verdict: VerdictName;
   reason: string;
   conclusion: string;
+  /** That which distributes requests to the local side; null if there is none. */
+  service: {
+    name: string;
+    policy: ServicePolicyName;
+    on_vm_down: OnVmDown;
+    vms_up: number;
+    vms_total: number;
+  } | null;
+  /** Which VM gets requests by a service, or answers to what it forwarded; null where that is left to the host. */
+  delivery: string | null;
   notes: string[];
 }
 
@@ -412,6 +430,8 @@ export interface ConfigCheck {
     uplinks: string[];
     taps: string[];
     devices: string[];
+    vms: string[];
+    services: string[];
     tunnels: string[];
     /** Where it listens; null for nowhere. */
     metrics: string | null;

@@ -46,8 +46,10 @@ describe("JSON", () => {
       "last_pass",
       "pin_path",
       "programs",
+      "services",
       "tables",
       "tiers",
+      "vms",
     ]);
     const { site, lab } = ground;
     expect(report.pin_path.startsWith(`${lab.pinRoot}/v`)).toBe(true);
@@ -103,6 +105,7 @@ describe("JSON", () => {
         "flags",
         "last_hop",
         "stale",
+        "vm",
         "vm_mac",
         "idle_seconds",
       ]);
@@ -156,11 +159,13 @@ describe("JSON", () => {
     const explanation = await lasthop.json<Explanation>("explain", ...tuple);
     expect(keysOf(explanation)).toEqual([
       "conclusion",
+      "delivery",
       "flow",
       "host",
       "notes",
       "reason",
       "route",
+      "service",
       "tuple",
       "verdict",
       "zone",

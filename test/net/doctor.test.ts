@@ -10,7 +10,17 @@ import type { DoctorCheck, DoctorReport } from "../../src/ops/types.ts";
 import { attachAll, useSite } from "../support/fixture.ts";
 import { must } from "../support/run.ts";
 
-const HAS_TABLES = ["daemon", "build", "fill", "sweep", "clock", "bypass", "bridge ageing", "tunnels"];
+const HAS_TABLES = [
+  "daemon",
+  "build",
+  "fill",
+  "sweep",
+  "clock",
+  "bypass",
+  "bridge ageing",
+  "tunnels",
+  "services",
+];
 
 describe("doctor", () => {
   const ground = useSite({ host: "bridged" });

@@ -39,6 +39,7 @@ export function flowEntry(changes: Partial<FlowEntry> = {}): FlowEntry {
       labels: [],
     },
     stale: false,
+    vm: null,
     vm_mac: "02:00:00:00:00:05",
     idle_seconds: 3,
     ...changes,
@@ -105,6 +106,8 @@ export const STATUS: StatusReport = {
     { tier: "established", entries: 524_291, max_entries: 2_097_152, fill: 0.25, evicted: 0 },
     { tier: "embryonic", entries: 5, max_entries: 131_072, fill: 5 / 131_072, evicted: 12 },
   ],
+  services: { total: 0, empty: 0 },
+  vms: { total: 0, up: 0, drain: 0, down: 0, unknown: 0 },
   last_pass: { ended_seconds_ago: 12.3, duration_seconds: 4.21, entries: 524_400, expired: 104 },
 };
 
@@ -139,6 +142,8 @@ export const EXPLANATION: Explanation = {
   verdict: "redirect",
   reason: "redirect",
   conclusion: "A reply goes to 02:00:00:00:0a:01 on eth0; the route lookup would have sent it to eth1.",
+  service: null,
+  delivery: null,
   notes: ["eth1 is not attached"],
 };
 

@@ -243,6 +243,17 @@ describe("status", () => {
     expect((await run("status --json")).stdout).toBe(`${JSON.stringify(STATUS)}\n`);
   });
 
+  test.each([
+    [{ services: { total: 1, empty: 0 }, vms: { total: 1, up: 1 } }, "1 service; 1 VM: 1 up"],
+    [
+      { services: { total: 3, empty: 2 }, vms: { total: 9, up: 4, drain: 2, down: 2, unknown: 1 } },
+      "3 services, 2 without a VM that is up; 9 VMs: 4 up, 2 drain, 2 down, 1 unknown",
+    ],
+  ])("counts services and VMs where there are some", async ({ services, vms }, line) => {
+    vi.mocked(status).mockReturnValue({ ...STATUS, services, vms: { ...STATUS.vms, ...vms } });
+    expect((await run("status")).stdout).toContain(`\n\n${line}\n\n`);
+  });
+
   test("puts a bypass first", async () => {
     vi.mocked(status).mockReturnValue({ ...STATUS, bypass: true, interfaces: [] });
     const { stdout } = await run("status --pin-root /sys/fs/bpf/other");
@@ -388,6 +399,19 @@ describe("explain", () => {
       "
     `);
     expect(explain).toHaveBeenLastCalledWith(context, TUPLE, 4);
+  });
+
+  test("has the service, the VM by its name, and what becomes of a request", async () => {
+    vi.mocked(explain).mockReturnValue({
+      ...EXPLANATION,
+      flow: flowEntry({ vm: "web1", flags: ["service"] }),
+      service: { name: "www", policy: "maglev", on_vm_down: "reset", vms_up: 1, vms_total: 2 },
+      delivery: "Requests are handed to web1.",
+    });
+    const { stdout } = await run("explain tcp 198.51.100.7:40000 10.0.0.5:443");
+    expect(stdout).toMatch(/^learned: .*, idle 3s, VM web1 \(02:00:00:00:00:05\)$/m);
+    expect(stdout).toMatch(/^service: +www, maglev, 1 of 2 VMs up, on VM down reset$/m);
+    expect(stdout).toContain("\n\nRequests are handed to web1.\nA reply goes to");
   });
 
   test("says that a guest behind a bridge decides", async () => {

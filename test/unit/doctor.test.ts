@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The parts of doctor that can be asked without a kernel: what is refused, what files say, what is made of it.
 
-import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -26,6 +26,7 @@ import {
 } from "../../src/ops/doctor/network.ts";
 import { clockSourceCheck, limitsCheck, lockdownCheck } from "../../src/ops/doctor/system.ts";
 import type { InterfaceEntry } from "../../src/tables/index.ts";
+import { repositoryPath } from "../support/paths.ts";
 
 /** Without a link layer. */
 const BARE: Partial<Link> = { ethernet: false, bareIp: true, mac: null };
@@ -147,6 +148,8 @@ beforeAll(() => {
   );
   put("etc/libvirt/hooks/qemu", "#!/bin/sh\nexit 0\n");
   put("etc/libvirt/hooks/qemu.d/10-lasthop", '#!/bin/sh\nlasthop attach "$tap" --role tap\n');
+  // Our own.
+  put("etc/libvirt/hooks/qemu.d/20-lasthop", readFileSync(repositoryPath("packaging/libvirt/qemu"), "utf8"));
   put("run/openvswitch/db.sock", "");
   const pci = "sys/bus/pci/devices";
   for (const [device, driver] of [
@@ -192,6 +195,7 @@ describe("what managers leave in files", () => {
     expect(host.libvirt.hooks.map(({ path }) => path.slice(root.length))).toEqual([
       "/etc/libvirt/hooks/qemu",
       "/etc/libvirt/hooks/qemu.d/10-lasthop",
+      "/etc/libvirt/hooks/qemu.d/20-lasthop",
     ]);
   });
 
@@ -287,6 +291,7 @@ describe("managers", () => {
     ]) {
       expect(found.found).toContain(text);
     }
+    expect(found.found).not.toContain("20-lasthop");
     const nothing = { ...readHost(true, root).libvirt, filters: new Map(), interfaces: [], hooks: [] };
     expect(libvirtCheck(around({}, { libvirt: nothing }))).toMatchObject({ level: "ok" });
   });

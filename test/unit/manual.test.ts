@@ -124,6 +124,7 @@ describe("completion in bash", () => {
     expect(bash("lasthop detach lo ")).toEqual(all);
     expect(bash("lasthop flows list --interface ")).toEqual(all);
     expect(bash("lasthop flows list --interface=l")).toContain("lo");
+    expect(bash("lasthop vms add web1 --tap ")).toEqual(all);
   });
 
   test("of values that are one of a few", () => {

@@ -70,6 +70,8 @@ function checkText({ file, problems, has }: ConfigCheck): string {
     uplinks: has.uplinks,
     taps: has.taps,
     devices: has.devices,
+    vms: has.vms,
+    services: has.services,
     tunnels: has.tunnels,
     metrics: has.metrics === null ? [] : [has.metrics],
   };

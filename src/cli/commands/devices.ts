@@ -8,7 +8,7 @@ import type {
   OnDown,
   ProbeSpec,
 } from "../../ops/types.ts";
-import { usageError, wholeNumber, zoneOption } from "../arguments.ts";
+import { secondsValue, usageError, wholeNumber, zoneOption } from "../arguments.ts";
 import { type CommandContext, type CommandGroup, defineCommand, printResult } from "../command.ts";
 import { age, bytes } from "../format.ts";
 import { printable, table } from "../table.ts";
@@ -19,13 +19,6 @@ const NONE = "none";
 /** Items with commas between; `none` for an empty list. */
 const items = (text: string): string[] => (text === NONE ? [] : text.split(","));
 const orNone = (text: string): string | null => (text === NONE ? null : text);
-
-function seconds(option: string) {
-  return (text: string): number => {
-    if (/^\d+(\.\d+)?$/.test(text)) return Number(text);
-    throw usageError(`--${option}: "${text}" is not a number of seconds`);
-  };
-}
 
 function parseProbe(text: string): Partial<ProbeSpec> | null {
   if (text === NONE) return null;
@@ -75,8 +68,8 @@ const specOptions = {
     describe: "whom the probe asks; none: the device's first address",
     parse: orNone,
   },
-  interval: { value: "SECONDS", describe: "between two probes", parse: seconds("interval") },
-  timeout: { value: "SECONDS", describe: "how long an answer may take", parse: seconds("timeout") },
+  interval: { value: "SECONDS", describe: "between two probes", parse: secondsValue("interval") },
+  timeout: { value: "SECONDS", describe: "how long an answer may take", parse: secondsValue("timeout") },
   fall: { value: "N", describe: "failures in a row that mean down", parse: wholeNumber("fall", 1, 100) },
   rise: { value: "N", describe: "answers in a row that mean up", parse: wholeNumber("rise", 1, 100) },
 } as const;

@@ -133,7 +133,7 @@ function row(flow: FlowEntry): Cell[] {
     flow.state,
     flow.tier,
     lastHopText(flow),
-    flow.vm_mac,
+    flow.vm ?? flow.vm_mac,
     age(flow.idle_seconds),
     flow.flags.join(",") || null,
   ];

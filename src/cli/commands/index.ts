@@ -14,12 +14,14 @@ import { lastHopsGroup } from "./lastHops.ts";
 import { metricsCommand } from "./metrics.ts";
 import { planCommand } from "./plan.ts";
 import { runCommand } from "./run.ts";
+import { servicesGroup } from "./services.ts";
 import { statsCommand } from "./stats.ts";
 import { statusCommand } from "./status.ts";
 import { sweepCommand } from "./sweep.ts";
 import { tablesGroup, upgradeCommand } from "./tables.ts";
 import { traceCommand } from "./trace.ts";
 import { tunnelsGroup } from "./tunnels.ts";
+import { vmsGroup } from "./vms.ts";
 
 /** In the order of --help. */
 export const COMMANDS: readonly (Command | CommandGroup)[] = [
@@ -32,6 +34,8 @@ export const COMMANDS: readonly (Command | CommandGroup)[] = [
   flowsGroup,
   lastHopsGroup,
   devicesGroup,
+  servicesGroup,
+  vmsGroup,
   tunnelsGroup,
   explainCommand,
   traceCommand,

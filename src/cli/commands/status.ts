@@ -20,7 +20,8 @@ export const statusCommand = defineCommand({
 function statusText(report: StatusReport): string {
   const head = `tables in ${printable(report.pin_path)}, ABI ${report.abi}\n`;
   const bypass = report.bypass ? "BYPASS IS ON: every packet passes (lasthop bypass off)\n" : "";
-  return [head + bypass, interfaces(report), programs(report), tables(report), tiers(report)].join("\n");
+  const parts = [interfaces(report), services(report), programs(report), tables(report), tiers(report)];
+  return [head + bypass, ...parts.filter((part) => part !== "")].join("\n");
 }
 
 function interfaces(report: StatusReport): string {
@@ -66,6 +67,16 @@ function viaOf({ via, mark }: InterfaceStatus): string | null {
 function kindOf({ link_layer, shared_tunnel }: InterfaceStatus): string | null {
   const words = [...(link_layer === "none" ? ["ip"] : []), ...(shared_tunnel ? ["shared"] : [])];
   return words.join(" ") || null;
+}
+
+/** Nothing on a host that has neither. */
+function services({ services, vms }: StatusReport): string {
+  if (services.total + vms.total === 0) return "";
+  const others = (["drain", "down", "unknown"] as const)
+    .filter((state) => vms[state] > 0)
+    .map((state) => `, ${vms[state]} ${state}`);
+  const empty = services.empty === 0 ? "" : `, ${services.empty} without a VM that is up`;
+  return `${plural(services.total, "service")}${empty}; ${plural(vms.total, "VM")}: ${vms.up} up${others.join("")}\n`;
 }
 
 function programs(report: StatusReport): string {

@@ -69,7 +69,8 @@ function eventText(event: TraceEvent, layout: TableLayout): string {
 function destination(event: TraceEvent): string {
   const { mac_before: before, mac_after: after, interface_after: name } = event;
   if (event.verdict === "stack") return `${before} -> the host`;
-  if (event.verdict === "answer") return `${before} -> the VM`;
+  if (event.verdict === "answer")
+    return `${before} -> ${event.direction === "reply" ? "the VM" : "its sender"}`;
   if (name === null) return before;
   return `${before} -> ${after === null ? name : `${after} ${name}`}`;
 }

@@ -33,7 +33,7 @@ export function completionOf(name: string, { value }: Option | Positional): Comp
   if (value?.includes("|")) return value.split("|").filter((word) => !/[A-Z]/.test(word));
   if (value === "FILE" || name === "file") return "file";
   if (value === "DIR") return "directory";
-  return name === "interface" ? "interface" : null;
+  return name === "interface" || value === "IFACE" ? "interface" : null;
 }
 
 /** `--config`, `-c`. */

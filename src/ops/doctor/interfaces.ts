@@ -3,6 +3,7 @@
 
 import { TC_FILTER } from "../../config/defaults.ts";
 import { decideHook } from "../../controller/hook.ts";
+import { readServices } from "../../controller/serviceSpec.ts";
 import { attachmentsOn } from "../../kernel/attachment.ts";
 import { readPort, readSriov, whyNotAttachable } from "../../kernel/coexistence.ts";
 import { driver, type VlanStrippingFeature, vlanStripping } from "../../kernel/ethtool.ts";
@@ -12,6 +13,7 @@ import { type Filter, type Link, TC_PARENT_INGRESS } from "../../kernel/rtnetlin
 import { usesTcx } from "../../kernel/tc.ts";
 import { tunnelProgramIds } from "../../kernel/tunnelAttachment.ts";
 import { tcxQuery } from "../../libbpf/index.ts";
+import { Tables } from "../../tables/index.ts";
 import type { DoctorReport } from "../types.ts";
 
 type InterfaceReport = DoctorReport["interfaces"][number];
@@ -22,6 +24,7 @@ export function interfaceReports(
   links: readonly Link[],
   hostNetns: boolean,
 ): InterfaceReport[] {
+  const hasServices = servicesBehind(instance);
   return links
     .filter((link) => !link.flags.loopback)
     .map((link) => {
@@ -36,8 +39,16 @@ export function interfaceReports(
           notes: [hint],
         };
       }
-      return interfaceReport(instance, netlink, link, hostNetns);
+      return interfaceReport(instance, netlink, link, hostNetns, hasServices);
     });
+}
+
+/** Whether there are services in the zone of an interface, by its ifindex. */
+function servicesBehind(instance: Instance | null): (ifindex: number) => boolean {
+  if (!instance) return () => false;
+  const tables = new Tables(instance);
+  const zones = new Set(readServices(tables).services.map(({ spec }) => spec.zone));
+  return (ifindex) => zones.size > 0 && zones.has(tables.interfaces.get(ifindex)?.zone ?? 0);
 }
 
 function interfaceReport(
@@ -45,6 +56,7 @@ function interfaceReport(
   netlink: Netlink,
   link: Link,
   hostNetns: boolean,
+  hasServices: (ifindex: number) => boolean,
 ): InterfaceReport {
   const attachments = instance ? attachmentsOn(instance, link.ifindex, link.xdp?.mode ?? null) : [];
   const ours = attachments.find((attachment) => attachment.alive);
@@ -63,6 +75,7 @@ function interfaceReport(
       xdp: link.xdp,
       ownXdpProgramId: ownXdp,
       vlanStripping: stripping,
+      services: hasServices(link.ifindex),
       tcx,
     },
     "auto",
