@@ -10,12 +10,12 @@ const TIMEOUT_FACTOR = Number(process.env.LASTHOP_TIMEOUT_FACTOR ?? 1);
  */
 export const SECOND_TRY = { retry: 1 };
 
-const OTHERS = ["test/unit/**", "test/net/**", "test/vm/**", "test/bench/**"];
+const OTHERS = ["test/unit/**", "test/net/**", "test/guests/**", "test/vm/**", "test/bench/**"];
 
 /** Where time counts: load, timeouts, what happens while something else goes on. */
 const TIMED = [
   ...["bulk", "comeAndGo", "daemon", "expiry", "flapping", "flood", "health", "live", "returning"],
-  ...["tunnels", "upgrade", "vxlan-fdb"],
+  ...["serviceAffinity", "tunnels", "upgrade", "vmHealth", "vxlan-fdb"],
 ].map((name) => `test/net/${name}.test.ts`);
 
 export default defineConfig({
@@ -63,10 +63,20 @@ export default defineConfig({
         extends: true,
         test: { name: "timed", include: TIMED, ...SECOND_TRY, maxWorkers: 1, sequence: { groupOrder: 3 } },
       },
+      // Guests on taps of this host: one file at a time, when nothing else runs.
+      {
+        extends: true,
+        test: {
+          name: "guests",
+          include: ["test/guests/**/*.test.ts"],
+          maxWorkers: 1,
+          sequence: { groupOrder: 4 },
+        },
+      },
       // Other kernels, in guests: one at a time, when nothing else runs.
       {
         extends: true,
-        test: { name: "vm", include: ["test/vm/**/*.test.ts"], maxWorkers: 1, sequence: { groupOrder: 4 } },
+        test: { name: "vm", include: ["test/vm/**/*.test.ts"], maxWorkers: 1, sequence: { groupOrder: 5 } },
       },
     ],
   },

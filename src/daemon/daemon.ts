@@ -42,7 +42,9 @@ export interface DaemonParts {
   reconcile(context: ReconcileContext, config: Config): Promise<ReconcileResult>;
   watch(options: WatcherOptions): Pick<Watcher, "configure" | "start" | "stop">;
   countStart(pinRoot: string): Promise<number>;
-  startServices(options: Omit<ServiceOptions, "makeHealth" | "makeSweeper">): Promise<Services>;
+  startServices(
+    options: Omit<ServiceOptions, "makeHealth" | "makeVmHealth" | "makeSweeper">,
+  ): Promise<Services>;
   render(options: { instance: Instance; daemon: DaemonMetrics }): Promise<string>;
   serveMetrics(
     listen: string,
@@ -129,13 +131,19 @@ class Daemon {
     });
     this.#watcher = options.parts.watch({
       reconcile: () => this.#reconciler.request(),
-      neighbourChanged: (neighbour) => this.#services?.health.neighbourChanged(neighbour),
-      linkChanged: (link) => this.#services?.health.linkChanged(link),
+      neighbourChanged: (neighbour) => {
+        this.#services?.health.neighbourChanged(neighbour);
+        this.#services?.vms.neighbourChanged(neighbour);
+      },
+      linkChanged: (link) => {
+        this.#services?.health.linkChanged(link);
+        this.#services?.vms.linkChanged(link);
+      },
       vxlanChanged: (entry, gone) => this.#services?.health.vxlanChanged(entry, gone),
-      addressesChanged: () => this.#services?.health.devicesChanged(),
+      addressesChanged: () => this.#lookAtAll(),
       overrun: () => {
         this.#metrics.netlinkOverrun();
-        this.#services?.health.devicesChanged();
+        this.#lookAtAll();
         log.warning("the kernel had more events than there was room for: everything is looked at anew");
       },
       onError: (error) => log.error(`events of the kernel cannot be followed: ${(error as Error).message}`),
@@ -298,6 +306,12 @@ class Daemon {
     });
   }
 
+  /** At devices and VMs. */
+  #lookAtAll(): void {
+    this.#services?.health.devicesChanged();
+    this.#services?.vms.vmsChanged();
+  }
+
   #status(): string {
     const attached = this.#services?.attached();
     const count = attached === undefined ? "no tables" : `${attached} interfaces attached`;
@@ -305,10 +319,11 @@ class Daemon {
     return problems === 0 ? count : `${count}, ${problems} problems`;
   }
 
-  /** Configured interfaces, tunnels and devices go; what was made by hand, and the flows, stay. */
+  /** Configured interfaces, tunnels, devices, VMs and services go; what was made by hand, and the flows, stay. */
   async #detach(): Promise<void> {
     const { pinRoot } = this.#options;
-    const nothing = { ...this.#config, uplinks: [], taps: [], devices: [], tunnels: [] };
+    const lists = { uplinks: [], taps: [], devices: [], tunnels: [], vms: [], services: [] };
+    const nothing = { ...this.#config, ...lists };
     const warn = (message: string): void => this.#log.warning(message);
     const { done, failed } = await this.#parts.reconcile({ pinRoot, warn }, nothing);
     for (const line of done) this.#log.info(line);
@@ -394,7 +409,7 @@ class Daemon {
     this.#services?.configure(config);
     await this.#moveMetrics(metrics);
     await this.#reconciler.now();
-    this.#services?.health.devicesChanged();
+    this.#lookAtAll();
     this.#log.info("configuration reloaded");
   }
 }

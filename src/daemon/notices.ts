@@ -96,6 +96,11 @@ export class NoticeReporter {
   }
 }
 
+/** Of a VM that is new, or on another tap. */
+export type SeenVm = Pick<Notice, "ifindex" | "zone" | "mac">;
+
+const VM_KINDS: ReadonlySet<number> = new Set([NOTICE_KIND.VM, NOTICE_KIND.VM_MOVED]);
+
 export interface NoticeReaderOptions {
   map: BpfMap;
   tables: Pick<Tables, "interfaces" | "allocations">;
@@ -103,6 +108,7 @@ export interface NoticeReaderOptions {
   metrics: { noticeSeen(kind: string): void; noticesLost(total: number): void };
   /** What was noticed before is no news (CLOCK_MONOTONIC): nobody read it then. */
   sinceNs: bigint;
+  vmSeen(seen: SeenVm): void;
   onError(error: unknown): void;
 }
 
@@ -143,13 +149,14 @@ export class NoticeReader {
   }
 
   #take(): void {
-    const { log, metrics, tables, sinceNs } = this.#options;
+    const { log, metrics, tables, sinceNs, vmSeen } = this.#options;
     this.#ring.consume((record) => {
       const notice = decode("notice", record);
       if (notice.time_ns < sinceNs) return;
       metrics.noticeSeen(NoticeReporter.kindOf(notice));
       const report = this.#reporter.report(notice, performance.now());
       if (report) log[report.level](report.message, report.fields);
+      if (VM_KINDS.has(notice.kind)) vmSeen(notice);
     });
     metrics.noticesLost(tables.allocations.get(0)?.notices_lost ?? 0);
   }

@@ -5,6 +5,7 @@ import { loadConfig } from "../config/load.ts";
 import { HealthMonitor } from "../controller/health.ts";
 import { reconcile } from "../controller/reconcile.ts";
 import { Sweeper } from "../controller/sweeper.ts";
+import { VmMonitor } from "../controller/vmMonitor.ts";
 import { holdInstance } from "../kernel/holder.ts";
 import { requireCapabilities } from "../kernel/probe.ts";
 import { renderMetrics, startMetricsServer } from "../metrics/index.ts";
@@ -25,6 +26,7 @@ export const HOST_PARTS: DaemonParts = {
     startServices({
       ...options,
       makeHealth: (setting) => new HealthMonitor(setting),
+      makeVmHealth: (setting) => new VmMonitor(setting),
       makeSweeper: (setting) => new Sweeper(setting),
     }),
   serveMetrics: (listen, log, render) => startMetricsServer({ listen, log, render }),

@@ -13,7 +13,7 @@ import type { Logger } from "../log.ts";
 import type { DaemonMetrics } from "../metrics/daemon.ts";
 import { Tables } from "../tables/index.ts";
 import { FdbKeeper } from "./fdb.ts";
-import { NoticeReader } from "./notices.ts";
+import { NoticeReader, type SeenVm } from "./notices.ts";
 import { PinKeeper } from "./pins.ts";
 import { type Stage, startStages } from "./stages.ts";
 
@@ -25,6 +25,16 @@ export interface Health {
   neighbourChanged(neighbour: Neighbour): void;
   linkChanged(link: Link): void;
   vxlanChanged(entry: VxlanEntry, gone: boolean): void;
+}
+
+/** Of the monitor of VMs, what the daemon calls. */
+export interface VmHealth {
+  start(): Promise<void> | void;
+  stop(): Promise<void>;
+  vmsChanged(): void;
+  vmSeen(seen: SeenVm): void;
+  neighbourChanged(neighbour: Neighbour): void;
+  linkChanged(link: Link): void;
 }
 
 /** Of the sweeper, what the daemon calls. */
@@ -42,6 +52,12 @@ export interface SweeperSetting {
   onError(error: unknown): void;
 }
 
+export interface MonitorSetting {
+  pinRoot: string;
+  log: Logger;
+  metrics: DaemonMetrics;
+}
+
 export interface ServiceOptions {
   pinRoot: string;
   config: Config;
@@ -50,7 +66,8 @@ export interface ServiceOptions {
   metrics: DaemonMetrics;
   /** When the daemon was started, by CLOCK_MONOTONIC. */
   sinceNs: bigint;
-  makeHealth(setting: { pinRoot: string; log: Logger; metrics: DaemonMetrics }): Health;
+  makeHealth(setting: MonitorSetting): Health;
+  makeVmHealth(setting: MonitorSetting): VmHealth;
   makeSweeper(setting: SweeperSetting): SweepService;
   /** The tables are others than those that were opened. */
   onExchanged(): void;
@@ -60,9 +77,10 @@ export interface ServiceOptions {
 export interface Services {
   readonly instance: Instance;
   readonly health: Pick<Health, "devicesChanged" | "neighbourChanged" | "linkChanged" | "vxlanChanged">;
+  readonly vms: Pick<VmHealth, "vmsChanged" | "neighbourChanged" | "linkChanged">;
   /** False where nothing can be pinned at present. */
   checkPins(): Promise<boolean>;
-  /** Interfaces or devices were changed. */
+  /** Interfaces, devices, VMs or services were changed. */
   changed(): void;
   configure(config: Config): void;
   /** Interfaces that are attached. */
@@ -70,7 +88,7 @@ export interface Services {
   close(): Promise<void>;
 }
 
-/** Opens the tables and starts, in this order: pins, sweeper, health, notices, forwarding entries. */
+/** Opens the tables and starts, in this order: pins, sweeper, devices, VMs, notices, forwarding entries. */
 export async function startServices(options: ServiceOptions): Promise<Services> {
   const { pinRoot, config, holder, log, metrics, sinceNs } = options;
   const instance = openInstance(pinRoot);
@@ -93,6 +111,7 @@ export async function startServices(options: ServiceOptions): Promise<Services> 
     },
   });
   const health = options.makeHealth({ pinRoot, log, metrics });
+  const vms = options.makeVmHealth({ pinRoot, log, metrics });
   const fdb = new FdbKeeper({
     tables,
     netlink,
@@ -116,12 +135,15 @@ export async function startServices(options: ServiceOptions): Promise<Services> 
       stop: () => pins?.stop(),
     },
     { name: "sweeper", start: () => sweeper.start(), stop: () => sweeper.stop() },
-    { name: "health", start: () => health.start(), stop: () => health.stop() },
+    { name: "devices", start: () => health.start(), stop: () => health.stop() },
+    { name: "VMs", start: () => vms.start(), stop: () => vms.stop() },
     {
       name: "notices",
       start() {
         const onError = failed("notices cannot be read any longer");
-        notices = new NoticeReader({ map: instance.map("notices"), tables, log, metrics, sinceNs, onError });
+        const vmSeen = (seen: SeenVm): void => vms.vmSeen(seen);
+        const map = instance.map("notices");
+        notices = new NoticeReader({ map, tables, log, metrics, sinceNs, vmSeen, onError });
         notices.start();
       },
       stop: () => notices?.stop(),
@@ -132,9 +154,11 @@ export async function startServices(options: ServiceOptions): Promise<Services> 
   return {
     instance,
     health,
+    vms,
     checkPins: () => pins!.check(),
     changed() {
       health.devicesChanged();
+      vms.vmsChanged();
       fdb.lookNow();
       void pins!.check();
     },

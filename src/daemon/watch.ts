@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which of the kernel's events matter: those that may change what should be attached, and those about neighbours
-// and links that devices depend on. A busy neighbour table costs nothing.
+// and links that devices and VMs depend on. A busy neighbour table costs nothing.
 
 import { formatMac, parseMac } from "../addresses.ts";
 import type { Config } from "../config/schema.ts";

@@ -6,7 +6,9 @@ import { NOTICE_KIND } from "../abi/layout.gen.ts";
 import type { SweepResult } from "../controller/sweep.ts";
 import { ERROR_CODES } from "../errors.ts";
 import type { Pace } from "./pace.ts";
+import { ServiceAccounts } from "./services.ts";
 import { TrafficAccounts } from "./traffic.ts";
+import { VmAccounts, VmCheckAccounts } from "./vms.ts";
 
 /** Gauges whose names end as only counters' may; the sums of the gauges without `_total`. */
 const MISNAMED = [
@@ -38,6 +40,10 @@ export type SweptPass = Pick<
 export class DaemonMetrics {
   /** What devices' counters are made of from scrape to scrape. */
   readonly traffic = new TrafficAccounts();
+  /** And those of VMs and of services. */
+  readonly vmTraffic = new VmAccounts();
+  readonly serviceTraffic = new ServiceAccounts();
+  readonly vmChecks = new VmCheckAccounts();
   readonly #registry = new Registry();
   readonly #evicted = new Map<string, { total: number; last: number | undefined }>();
   readonly #probed = new Set<string>();
@@ -192,6 +198,11 @@ export class DaemonMetrics {
     this.#probed.add(device);
     for (const result of RESULTS) this.#probes.inc({ device, result }, Number(ok === (result === "ok")));
     if (ok) this.#probeSeconds.observe({ device }, seconds);
+  }
+
+  /** `seconds` counts only when the VM answered. */
+  checked(vm: string, ok: boolean, seconds: number): void {
+    this.vmChecks.checked(vm, ok, seconds);
   }
 
   reloaded(ok: boolean): void {

@@ -19,4 +19,13 @@ export class Pace {
     await turn();
     this.#since = performance.now();
   }
+
+  /** Work in pieces, to its end. */
+  async through<T>(pieces: Generator<void, T, void>): Promise<T> {
+    for (;;) {
+      const { done, value } = pieces.next();
+      if (done) return value;
+      if (this.due) await this.rest();
+    }
+  }
 }

@@ -15,10 +15,12 @@ import { instanceFamilies } from "./instance.ts";
 import { interfaceFamilies, scrapeInterfaces, trafficFamilies } from "./interfaces.ts";
 import { lastHopFamilies, scrapeLastHops } from "./lastHops.ts";
 import { Pace } from "./pace.ts";
+import { ServiceAccounts, scrapeServices, serviceFamilies, serviceTrafficFamilies } from "./services.ts";
 import type { MetricsInstance, ScrapeSource } from "./source.ts";
 import { tableFamilies } from "./tables.ts";
 import { TrafficAccounts } from "./traffic.ts";
 import { tunnelFamilies } from "./tunnels.ts";
+import { scrapeVms, VmAccounts, vmFamilies, vmTrafficFamilies } from "./vms.ts";
 
 export interface RenderOptions {
   instance: MetricsInstance;
@@ -58,16 +60,24 @@ async function families(
   const lastHops = await scrapeLastHops(source);
   const own = lastHopsByDevice(devices, lastHops);
   const passes = endedPasses(source);
+  const vms = await scrapeVms(source);
+  const services = await scrapeServices(source);
+  const named = { vm_specs: vms.length, service_specs: services.length };
   return [
     ...instanceFamilies(source, daemon),
     ...(await interfaceFamilies(source, interfaces)),
     ...(await trafficFamilies(source, interfaces)),
     ...(await flowFamilies(source, passes)),
-    ...(await tableFamilies(source, passes, lastHops.length, daemon)),
+    ...(await tableFamilies(source, passes, { last_hops: lastHops.length, ...named }, daemon)),
     ...sweepFamilies(passes),
     ...(await lastHopFamilies(source, lastHops, interfaces)),
     ...(await deviceFamilies(source, devices)),
     ...(await deviceTrafficFamilies(source, devices, own, daemon?.traffic ?? new TrafficAccounts())),
     ...(await tunnelFamilies(source)),
+    ...(await vmFamilies(source, vms, interfaces)),
+    ...(await vmTrafficFamilies(source, vms, daemon?.vmTraffic ?? new VmAccounts())),
+    ...(daemon ? await daemon.vmChecks.families(vms, source) : []),
+    ...(await serviceFamilies(source, services, vms)),
+    ...(await serviceTrafficFamilies(source, services, daemon?.serviceTraffic ?? new ServiceAccounts())),
   ];
 }

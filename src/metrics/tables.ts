@@ -10,10 +10,11 @@ import type { ScrapeSource } from "./source.ts";
 const COUNTED = ["last_hop_index", "vms", "fragments", "interfaces", "devices", "zones"] as const;
 const CHUNK = 4096;
 
+/** `counted`: entries of tables that the scrape has read already. */
 export async function tableFamilies(
   source: ScrapeSource,
   passes: readonly EndedPass[],
-  lastHops: number,
+  counted: Readonly<Record<string, number>>,
   daemon: DaemonMetrics | undefined,
 ): Promise<Family[]> {
   const size = new Family("gauge", "lasthop_table_size", "Entries that a table has room for.");
@@ -58,7 +59,7 @@ export async function tableFamilies(
     const evicted = daemon?.evictedInLastPass(name);
     if (evicted !== undefined) pressure.add((left + evicted) / room, { table: name });
   }
-  add("last_hops", lastHops, instance.map("last_hops").info().maxEntries);
+  for (const [name, count] of Object.entries(counted)) add(name, count, instance.map(name).info().maxEntries);
   for (const name of COUNTED) {
     const map = instance.map(name);
     let count = 0;

@@ -2,44 +2,57 @@
 
 import type { LastHopTraffic } from "../tables/index.ts";
 
-export type Traffic = Omit<LastHopTraffic, "last_seen">;
+type Counts<K extends string> = Record<K, number>;
 
-interface Account {
-  total: Traffic;
-  /** What each last hop had counted when it was last looked at, by its reference. */
-  seen: Map<number, Traffic>;
+interface Account<K extends string> {
+  total: Counts<K>;
+  /** What each of its parts had counted when it was last looked at, by its reference. */
+  seen: ReadonlyMap<number, Readonly<Counts<K>>>;
 }
 
-const NOTHING: Traffic = {
-  request_packets: 0,
-  request_bytes: 0,
-  reply_packets: 0,
-  reply_bytes: 0,
-  relearns: 0,
-};
-const KEYS = Object.keys(NOTHING) as (keyof Traffic)[];
-
 /**
- * Sums of the counters of last hops that come and go. A device's sum may not fall when one of its last hops is
- * given back: Prometheus would take that for a restart and count all that is left once more.
+ * Sums of the counters of parts that come and go: last hops of a device, cells of a VM. A sum may not fall when a part
+ * is given back: Prometheus would take that for a restart and count all that is left once more.
  */
-export class TrafficAccounts {
-  readonly #accounts = new Map<string, Account>();
+export class Accounts<K extends string> {
+  readonly #keys: readonly K[];
+  readonly #accounts = new Map<string, Account<K>>();
 
-  /** `now`: by reference (generation and index), what each of the device's last hops has counted. */
-  add(device: string, now: ReadonlyMap<number, Traffic>): Traffic {
-    const account = this.#accounts.get(device) ?? { total: { ...NOTHING }, seen: new Map<number, Traffic>() };
-    for (const [reference, traffic] of now) {
-      const before = account.seen.get(reference) ?? NOTHING;
-      for (const key of KEYS) account.total[key] += Math.max(0, traffic[key] - before[key]);
+  constructor(keys: readonly K[]) {
+    this.#keys = keys;
+  }
+
+  /** `now`: by reference, which nothing else has, what each of its parts has counted. */
+  add(name: string, now: ReadonlyMap<number, Readonly<Counts<K>>>): Counts<K> {
+    const account = this.#accounts.get(name) ?? { total: this.#nothing(), seen: new Map() };
+    for (const [reference, counts] of now) {
+      const before = account.seen.get(reference);
+      for (const key of this.#keys) {
+        const growth = counts[key] - (before?.[key] ?? 0);
+        // One that has fallen was cleared: all of it is new.
+        account.total[key] += growth < 0 ? counts[key] : growth;
+      }
     }
     account.seen = new Map(now);
-    this.#accounts.set(device, account);
+    this.#accounts.set(name, account);
     return { ...account.total };
   }
 
-  /** Forgets the devices that are no longer there. */
-  keep(devices: ReadonlySet<string>): void {
-    for (const name of this.#accounts.keys()) if (!devices.has(name)) this.#accounts.delete(name);
+  /** Forgets those that are no longer there. */
+  keep(names: { has(name: string): boolean }): void {
+    for (const name of this.#accounts.keys()) if (!names.has(name)) this.#accounts.delete(name);
+  }
+
+  #nothing(): Counts<K> {
+    return Object.fromEntries(this.#keys.map((key) => [key, 0])) as Counts<K>;
+  }
+}
+
+export type Traffic = Omit<LastHopTraffic, "last_seen">;
+
+/** Of devices, by the references of their last hops: generation and index. */
+export class TrafficAccounts extends Accounts<keyof Traffic> {
+  constructor() {
+    super(["request_packets", "request_bytes", "reply_packets", "reply_bytes", "relearns"]);
   }
 }

@@ -112,6 +112,11 @@ class Bench {
             linkChanged: () => this.#note("link"),
             vxlanChanged: () => this.#note("vxlan"),
           },
+          vms: {
+            vmsChanged: () => this.#note("VMs"),
+            neighbourChanged: () => this.#note("neighbour of VMs"),
+            linkChanged: () => this.#note("link of VMs"),
+          },
           checkPins: async () => this.pinsInOrder,
           changed: () => this.#note("changed"),
           configure: () => this.#note("configure"),
@@ -214,14 +219,20 @@ describe("a daemon", () => {
     expect(bench.calls.at(-1)).toBe("reconcile 1+1");
   });
 
-  test("hands events on to the devices", async () => {
+  test("hands events on to devices and VMs", async () => {
     bench.start();
     await bench.started();
     bench.calls.length = 0;
     bench.watcher?.neighbourChanged({} as never);
     bench.watcher?.linkChanged({} as never);
     bench.watcher?.addressesChanged();
-    expect(bench.calls).toEqual(["neighbour", "link", "devices"]);
+    bench.watcher?.overrun();
+    expect(bench.calls).toEqual([
+      ...["neighbour", "neighbour of VMs"],
+      ...["link", "link of VMs"],
+      ...["devices", "VMs"],
+      ...["devices", "VMs"],
+    ]);
   });
 });
 
@@ -322,6 +333,7 @@ describe("signals", () => {
       "served 127.0.0.1:9469",
       "reconcile 0+0",
       "devices",
+      "VMs",
     ]);
     bench.calls.length = 0;
     await bench.stop();

@@ -9,7 +9,16 @@ import { DaemonMetrics, readMetrics, renderMetrics } from "../../src/metrics/ind
 import { Pace } from "../../src/metrics/pace.ts";
 import { type Traffic, TrafficAccounts } from "../../src/metrics/traffic.ts";
 import { ownership } from "../../src/tables/index.ts";
-import { callAll, filledTables, parseMetrics, setTraffic, sweepResult } from "../support/metricsTables.ts";
+import {
+  callAll,
+  filledTables,
+  parseMetrics,
+  setCounts,
+  setService,
+  setTraffic,
+  setVm,
+  sweepResult,
+} from "../support/metricsTables.ts";
 
 async function scrape(filled = filledTables(), daemon?: DaemonMetrics) {
   return parseMetrics(
@@ -101,6 +110,8 @@ describe("of the tables", () => {
       'table="embryos4"': 800,
       'table="embryos6"': 800,
       'table="last_hops"': 4,
+      'table="vm_specs"': 3,
+      'table="service_specs"': 2,
       'table="last_hop_index"': 0,
       'table="vms"': 1,
       'table="fragments"': 0,
@@ -165,6 +176,87 @@ describe("of the tables", () => {
     expect(["reply_packets_total", "reply_bytes_total", "relearns_total"].map(ofA)).toEqual([50, 90_000, 4]);
   });
 
+  test("VMs: state and cause, and what services hand them", async () => {
+    const scraped = await scrape();
+    expect(series(scraped, "lasthop_vm_info")).toEqual({
+      'vm="old",zone="7",origin="config",tap="",mac=""': 1,
+      'vm="web1",zone="7",origin="config",tap="vnet0",mac="02:00:00:00:00:01"': 1,
+      // Where it is said to be.
+      'vm="web2",zone="7",origin="config",tap="vnet9",mac=""': 1,
+    });
+    expect(series(scraped, "lasthop_vm_up")).toEqual({ 'vm="old"': 1, 'vm="web1"': 1, 'vm="web2"': 0 });
+    expect(series(scraped, "lasthop_vm_state")).toEqual({
+      'vm="old",state="drain",cause="operator"': 1,
+      'vm="web1",state="up",cause="none"': 1,
+      'vm="web2",state="down",cause="interface"': 1,
+    });
+    const changed = scraped.get("lasthop_vm_last_change_timestamp_seconds")!.series;
+    expect([...changed.keys()]).toEqual(['vm="web2"']);
+    expect(Math.abs(Date.now() / 1000 - 600 - changed.get('vm="web2"')!)).toBeLessThan(60);
+    expect(series(scraped, "lasthop_vm_flows")).toEqual({ 'vm="old"': 0, 'vm="web1"': 11, 'vm="web2"': 0 });
+    const ofWeb1 = (name: string) => scraped.get(`lasthop_vm_${name}_total`)!.series.get('vm="web1"');
+    const names = ["flows_started", "request_packets", "request_bytes", "response_packets", "response_bytes"];
+    expect(names.map(ofWeb1)).toEqual([40, 2 ** 34, 10_000, 0, 0]);
+    expect(scraped.get("lasthop_vm_flows_started_total")!.series.get('vm="old"')).toBe(0);
+  });
+
+  test("services: how many of their VMs are up, and what they did", async () => {
+    const scraped = await scrape();
+    expect(series(scraped, "lasthop_service_info")).toEqual({
+      'service="dns",zone="7",address="2001:db8::/64",port="any",protocol="any",policy="source-hash",origin="manual"': 1,
+      'service="shop",zone="7",address="192.0.2.80",port="443",protocol="tcp",policy="maglev",origin="manual"': 1,
+    });
+    expect(series(scraped, "lasthop_service_vms")).toEqual({
+      'service="dns",state="up"': 0,
+      'service="dns",state="drain"': 0,
+      'service="dns",state="down"': 1,
+      // Whoever is named twice counts once.
+      'service="shop",state="up"': 1,
+      'service="shop",state="drain"': 1,
+      'service="shop",state="down"': 1,
+    });
+    const shop = (name: string) => scraped.get(`lasthop_service_${name}_total`)!.series.get('service="shop"');
+    const flows = ["flows_started", "flows_associated", "flows_affine", "flows_rebalanced"];
+    expect(flows.map(shop)).toEqual([60, 6, 8, 12]);
+    const rest = ["requests_empty", "requests_reset", "requests_held", "addresses_answered"];
+    expect(rest.map(shop)).toEqual([10, 14, 16, 18]);
+    const ofDns = [...flows, ...rest].filter((name) =>
+      scraped.get(`lasthop_service_${name}_total`)!.series.has('service="dns"'),
+    );
+    expect(ofDns).toEqual(["flows_started", "requests_empty"]);
+  });
+
+  test("entries that cannot be read are left out", async () => {
+    const filled = filledTables();
+    filled.tables.guests.specs.set({ name: "broken" }, { bytes: 1, text: Buffer.from("{") });
+    filled.tables.services.specs.set({ name: "broken" }, { bytes: 1, text: Buffer.from("{") });
+    const scraped = await scrape(filled);
+    expect(scraped.get("lasthop_vm_up")!.series.size).toBe(3);
+    expect(scraped.get("lasthop_service_info")!.series.size).toBe(2);
+  });
+
+  test("a thousand services are read in slices, between which others have their turn", async () => {
+    const filled = filledTables();
+    const pool = [{ label: "web" }];
+    for (let index = 3; index < 1_000; index++) {
+      setService(
+        filled.tables,
+        `service-${index}`,
+        { address: `10.0.${index >> 8}.${index & 255}`, pool },
+        index,
+      );
+    }
+    let turns = 0;
+    const timer = setInterval(() => turns++, 0);
+    const scraped = await scrape(filled);
+    clearInterval(timer);
+    expect(turns).toBeGreaterThan(0);
+    expect(scraped.get("lasthop_service_vms")!.series.size).toBe(3 * 999);
+    expect(scraped.get("lasthop_service_vms")!.series.get('service="service-999",state="up"')).toBe(1);
+    // What has not occurred is not shown a thousand times.
+    expect(scraped.get("lasthop_service_requests_held_total")!.series.size).toBe(1);
+  });
+
   test("a time does not seem to change from scrape to scrape", async () => {
     const filled = filledTables();
     const times = new Set<string>();
@@ -214,6 +306,43 @@ describe("of the tables", () => {
         { labels: { device: "fw-b" }, value: 0 },
       ],
     });
+  });
+});
+
+describe("counters of VMs and services", () => {
+  const count = async (filled: ReturnType<typeof filledTables>, daemon: DaemonMetrics, name: string) =>
+    (await scrape(filled, daemon)).get(`lasthop_${name}_total`)!.series;
+
+  test("of a VM do not fall when it gets another cell, or its cell is another's", async () => {
+    const daemon = new DaemonMetrics();
+    const filled = filledTables();
+    const { tables, source } = filled;
+    const flows = async (vm: string) => (await count(filled, daemon, "vm_flows_started")).get(`vm="${vm}"`);
+    expect(await flows("web1")).toBe(40);
+    // Another MAC: another id, and nothing counted yet.
+    setVm(tables, "web1", { tap: "vnet0" }, { id: 8 });
+    tables.guests.cells.set(6, {});
+    expect(await flows("web1")).toBe(40);
+    setCounts(source, "vm_stats", 8, { flows: 3 });
+    expect(await flows("web1")).toBe(46);
+    // Who gets its old cell begins with what is counted from then on.
+    setCounts(source, "vm_stats", 6, { flows: 1 });
+    setVm(tables, "new", { tap: "vnet1" }, { id: 6 });
+    expect([await flows("new"), await flows("web1")]).toEqual([2, 46]);
+    tables.guests.specs.delete({ name: "web1" });
+    expect(await flows("web1")).toBeUndefined();
+    expect(await flows("new")).toBe(2);
+  });
+
+  test("of a service go on when its counts begin anew", async () => {
+    const daemon = new DaemonMetrics();
+    const filled = filledTables();
+    const held = async () => (await count(filled, daemon, "service_requests_held")).get('service="shop"');
+    expect(await held()).toBe(16);
+    setCounts(filled.source, "service_stats", 1, { flows: 1, held: 2 });
+    expect(await held()).toBe(20);
+    setCounts(filled.source, "service_stats", 1, { flows: 1, held: 3 });
+    expect(await held()).toBe(22);
   });
 });
 
@@ -297,6 +426,11 @@ describe("of the daemon", () => {
       '_count device="fw-b"': 1,
       '_sum device="fw-b"': 0.003,
     });
+    expect(series(scraped, "lasthop_vm_checks_total")).toEqual({
+      'vm="web1",result="ok"': 1,
+      'vm="web1",result="error"': 1,
+    });
+    expect(series(scraped, "lasthop_vm_check_last_duration_seconds")).toEqual({ 'vm="web1"': 0.004 });
     expect(series(scraped, "lasthop_sweep_duration_seconds")).toMatchObject({ _count: 2, _sum: 4 });
     expect(series(scraped, "lasthop_sweep_busy_seconds")).toMatchObject({ '_sum table="flows4"': 0.1 });
     expect(series(scraped, "lasthop_sweep_entries")).toMatchObject({ '_bucket le="1000",table="flows4"': 2 });
@@ -331,12 +465,14 @@ describe("of the daemon", () => {
       daemon.reconcileFailed(`E_${number}`);
       daemon.noticeSeen(`kind ${number}`);
       daemon.probed(`gone-${number}`, number % 2 === 0, 0.1);
+      daemon.checked(`gone-${number}`, number % 2 === 0, 0.1);
     }
     daemon.probed("fw-a", true, 0.1);
     const scraped = await scrape(filledTables(), daemon);
     expect(series(scraped, "lasthop_reconcile_errors_total")).toMatchObject({ 'code="E_INTERNAL"': 50 });
     expect(series(scraped, "lasthop_notices_total")).toMatchObject({ 'kind="other"': 50 });
     expect(scraped.get("lasthop_device_probes_total")!.series.size).toBe(2);
+    expect(scraped.get("lasthop_vm_checks_total")!.series.size).toBe(0);
     expect([...scraped.get("lasthop_device_probe_duration_seconds")!.labels].sort()).toEqual([
       "device",
       "le",
