@@ -69,7 +69,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__type(key, __u32);
 	__type(value, struct arrived);
-	__uint(max_entries, 64);
+	__uint(max_entries, 256);
 } arrivals SEC(".maps");
 
 static __always_inline __u32 choose_flow(void)

@@ -7,9 +7,6 @@
 //
 // Requests are handed to up-a as they would come from the wire; what arrives at NAME-a is counted.
 
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import type { Lab, Namespace } from "../support/lab.ts";
 import { must, sleep } from "../support/run.ts";
 import type { Fixtures } from "./fixtures.ts";
@@ -271,17 +268,11 @@ async function build(lab: Lab, outside: Namespace, host: Host): Promise<Product 
 }
 
 async function makeTunnel(host: Host, tunnel: string, product: Product): Promise<void> {
-  const directory = mkdtempSync(join(tmpdir(), "lasthop-bench-"));
-  const path = join(directory, "lasthop.yaml");
-  try {
-    writeFileSync(path, `tunnels:\n  - ${tunnel}\n`);
-    await product.run("apply", "--config", path);
-    // Its own MAC is what requests are addressed to, and the programs know it.
-    await host.namespace.ip(`link set ${host.kind.device} address ${host.ownMac}`);
-    await product.run("apply", "--config", path);
-  } finally {
-    rmSync(directory, { recursive: true });
-  }
+  const config = `tunnels:\n  - ${tunnel}\n`;
+  await product.apply(config);
+  // Its own MAC is what requests are addressed to, and the programs know it.
+  await host.namespace.ip(`link set ${host.kind.device} address ${host.ownMac}`);
+  await product.apply(config);
 }
 
 const SYSCTLS = [

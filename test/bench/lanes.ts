@@ -1,40 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hosts that route for one VM, each with another way to send replies, side by side.
+// Hosts of one VM, each with another way to send replies, or requests, side by side.
 //
 //   outside: NAME-a ── up-a ┐                       ┌ tap ── NAME-vm :outside
 //   outside: NAME-b ── up-b ┴── host, br0 or none ──┘
 //
-// Frames are injected at tap's ingress and counted where they arrive: NAME-a, as all replies should.
+// Replies are injected at tap's ingress and counted where they arrive: NAME-a, as all should. Requests are injected at
+// up-a's ingress and counted at NAME-vm.
 
 import type { Lab, Namespace } from "../support/lab.ts";
 import { must, sleep } from "../support/run.ts";
-import type { Arrived, Drive, Fixtures, Order } from "./fixtures.ts";
+import type { Drive, Fixtures, Order } from "./fixtures.ts";
 import { frame } from "./frames.ts";
 import { inNamespace, seconds, uninterrupted } from "./machine.ts";
 
 export const VM_ADDRESS = "10.200.0.2";
+/** Of a service whose only VM this is. */
+export const SERVICE_ADDRESS = "10.200.0.3";
 export const REMOTE_BASE = "10.0.0.0";
 export const VM_PORT = 443;
 /** The first flow's; as drive.bpf.c chooses it. */
 export const REMOTE_PORT = 0x8000;
 
-const HOST_ADDRESS = "10.200.0.1";
+export const HOST_ADDRESS = "10.200.0.1";
 const DEVICE_A = "192.0.2.254";
 const DEVICE_B = "198.51.100.254";
 
-export type Way = "lasthop" | "plain" | "ct_mark" | "redirect";
+/** `service`: lasthop, and requests are for a service's address and the host's MAC. */
+export type Way = "lasthop" | "service" | "plain" | "ct_mark" | "redirect";
 
 export interface LaneOptions {
   name: string;
   way: Way;
   /** The tap is a port of a bridge that has the gateway's address; else the tap has it. */
   bridge: boolean;
+  /** The uplinks are ports of that bridge too: the host does not route. */
+  bridgedUplinks?: boolean;
+}
+
+/** Lanes that stand beside others need numbers of their own. */
+export interface LanePlace {
+  /** Of the namespace outside. */
+  outside: string;
+  /** Number of the first lane. */
+  first: number;
 }
 
 export interface Ends {
   tap: number;
   uplinkA: number;
   uplinkB: number;
+  outsideVm: number;
   outsideA: number;
   outsideB: number;
 }
@@ -43,14 +58,17 @@ export class Lane {
   readonly name: string;
   readonly way: Way;
   readonly bridge: boolean;
+  readonly bridgedUplinks: boolean;
   readonly host: Namespace;
   readonly ends: Ends;
   readonly #number: number;
 
-  constructor(host: Namespace, number: number, { name, way, bridge }: LaneOptions) {
+  constructor(host: Namespace, number: number, options: LaneOptions) {
+    const { name, way, bridge, bridgedUplinks = false } = options;
     this.name = name;
     this.way = way;
     this.bridge = bridge;
+    this.bridgedUplinks = bridgedUplinks;
     this.host = host;
     this.#number = number;
     // All different: with equal ones the kernel delays link-up by a second.
@@ -59,6 +77,7 @@ export class Lane {
       tap: base,
       uplinkA: base + 1,
       uplinkB: base + 2,
+      outsideVm: base + 3,
       outsideA: base + 4,
       outsideB: base + 5,
     };
@@ -66,7 +85,7 @@ export class Lane {
 
   mac(device: "tap" | "up-a" | "up-b" | "br0" | "vm" | "a" | "b"): string {
     const kind = ["tap", "up-a", "up-b", "br0", "vm", "a", "b"].indexOf(device);
-    return `02:00:be:00:0${this.#number}:0${kind}`;
+    return `02:00:be:00:${this.#number.toString(16).padStart(2, "0")}:0${kind}`;
   }
 
   /** What a VM's frames to its gateway are addressed to. */
@@ -78,14 +97,26 @@ export class Lane {
     return this.bridge ? "br0" : "tap";
   }
 
+  /** What requests are addressed to. */
+  get calleeMac(): string {
+    if (!this.bridgedUplinks) return this.mac("up-a");
+    return this.mac(this.way === "service" ? "br0" : "vm");
+  }
+
+  get callee(): string {
+    return this.way === "service" ? SERVICE_ADDRESS : VM_ADDRESS;
+  }
+
   drive(direction: Drive["direction"], order: Order, flows: number, first = 0): Drive {
     const reply = direction === "reply";
+    // On a bridge the VM's own choice is the other device.
+    const ownChoice = this.bridgedUplinks ? this.mac("b") : this.gatewayMac;
     return {
       frame: frame({
-        destinationMac: reply ? this.gatewayMac : this.mac("up-a"),
+        destinationMac: reply ? ownChoice : this.calleeMac,
         sourceMac: reply ? this.mac("vm") : this.mac("a"),
-        source: reply ? VM_ADDRESS : REMOTE_BASE,
-        destination: reply ? REMOTE_BASE : VM_ADDRESS,
+        source: reply ? this.callee : REMOTE_BASE,
+        destination: reply ? REMOTE_BASE : this.callee,
         sourcePort: reply ? VM_PORT : REMOTE_PORT,
         destinationPort: reply ? REMOTE_PORT : VM_PORT,
       }),
@@ -99,15 +130,22 @@ export class Lane {
 }
 
 /** Several lanes with one outside. */
-export async function buildLanes(lab: Lab, options: readonly LaneOptions[]): Promise<Lane[]> {
-  const outside = lab.namespace("out");
-  const lanes = options.map((option, number) => new Lane(lab.namespace(option.name), number, option));
+export async function buildLanes(
+  lab: Lab,
+  options: readonly LaneOptions[],
+  place: LanePlace = { outside: "out", first: 0 },
+): Promise<Lane[]> {
+  const outside = lab.namespace(place.outside);
+  const lanes = options.map(
+    (option, index) => new Lane(lab.namespace(option.name), place.first + index, option),
+  );
   const names = [outside, ...lanes.map((lane) => lane.host)].map((namespace) => namespace.name);
   await must(["ip", "-batch", "-"], { input: names.map((name) => `netns add ${name}\n`).join("") });
-  for (const [number, lane] of lanes.entries()) {
+  for (const lane of lanes) {
     await lane.host.must(["sysctl", "-qw", ...SYSCTLS]);
-    await must(["ip", "-batch", "-"], { input: links(lane, outside, number).join("\n") });
-    await lane.host.ip(...hostLines(lane));
+    await must(["ip", "-batch", "-"], { input: links(lane, outside).join("\n") });
+    await lane.host.ip(...(lane.bridgedUplinks ? bridgingHostLines(lane) : hostLines(lane)));
+    if (lane.bridgedUplinks) await keepForwarding(lane);
     await outside.ip(...["vm", "a", "b"].map((end) => `link set ${lane.name}-${end} up`));
     if (lane.way === "ct_mark") await addConntrackMarks(lane);
   }
@@ -124,16 +162,41 @@ const SYSCTLS = [
   "net.ipv6.conf.default.disable_ipv6=1",
 ];
 
-function links(lane: Lane, outside: Namespace, number: number): string[] {
+function links(lane: Lane, outside: Namespace): string[] {
   const { ends } = lane;
   const veth = (name: string, index: number, mac: string, peer: string, peerIndex: number, peerMac: string) =>
     `link add name ${name} index ${index} address ${mac} netns ${lane.host.name} type veth ` +
     `peer name ${peer} index ${peerIndex} address ${peerMac} netns ${outside.name}`;
   return [
-    veth("tap", ends.tap, lane.mac("tap"), `${lane.name}-vm`, 1003 + number * 10, lane.mac("vm")),
+    veth("tap", ends.tap, lane.mac("tap"), `${lane.name}-vm`, ends.outsideVm, lane.mac("vm")),
     veth("up-a", ends.uplinkA, lane.mac("up-a"), `${lane.name}-a`, ends.outsideA, lane.mac("a")),
     veth("up-b", ends.uplinkB, lane.mac("up-b"), `${lane.name}-b`, ends.outsideB, lane.mac("b")),
   ];
+}
+
+const bridgeLine = (lane: Lane) =>
+  `link add br0 index ${lane.ends.tap + 6} address ${lane.mac("br0")} type bridge forward_delay 0`;
+
+function bridgingHostLines(lane: Lane): string[] {
+  const ports = ["tap", "up-a", "up-b"];
+  return [
+    bridgeLine(lane),
+    "link set lo up",
+    "link set br0 up",
+    ...ports.flatMap((port) => [`link set ${port} up`, `link set ${port} master br0`]),
+  ];
+}
+
+/** Who is behind which port: nothing is flooded. */
+async function keepForwarding(lane: Lane): Promise<void> {
+  const ends = [
+    ["vm", "tap"],
+    ["a", "up-a"],
+    ["b", "up-b"],
+  ] as const;
+  for (const [end, port] of ends) {
+    await lane.host.must(["bridge", "fdb", "replace", lane.mac(end), "dev", port, "master", "static"]);
+  }
 }
 
 function hostLines(lane: Lane): string[] {
@@ -141,13 +204,7 @@ function hostLines(lane: Lane): string[] {
   const gateway = lane.way === "plain" || lane.way === "redirect" ? DEVICE_A : DEVICE_B;
   return [
     ...["lo", "tap", "up-a", "up-b"].map((device) => `link set ${device} up`),
-    ...(lane.bridge
-      ? [
-          `link add br0 index ${1006 + lane.ends.tap - 1000} address ${lane.mac("br0")} type bridge forward_delay 0`,
-          "link set br0 up",
-          "link set tap master br0",
-        ]
-      : []),
+    ...(lane.bridge ? [bridgeLine(lane), "link set br0 up", "link set tap master br0"] : []),
     `addr add ${HOST_ADDRESS}/24 dev ${lane.l3Device}`,
     "addr add 192.0.2.1/24 dev up-a",
     "addr add 198.51.100.1/24 dev up-b",
@@ -183,9 +240,11 @@ async function addConntrackMarks(lane: Lane): Promise<void> {
 /** Attaches what counts, and the bare redirect where the lane is that. */
 export function prepareLanes(lanes: readonly Lane[], outside: string, fixtures: Fixtures): void {
   inNamespace(outside, () => {
-    for (const { ends } of lanes) {
+    for (const { ends, bridgedUplinks } of lanes) {
       fixtures.countAt(ends.outsideA);
       fixtures.countAt(ends.outsideB);
+      // What routed hosts send to their VMs only establishes flows.
+      if (bridgedUplinks) fixtures.countAt(ends.outsideVm);
     }
   });
   for (const lane of lanes) {
@@ -205,28 +264,45 @@ export function injectFrames(fixtures: Fixtures, lane: Lane, drive: Drive, frame
   );
 }
 
-function arrivals(fixtures: Fixtures, lane: Lane): { a: Arrived; b: Arrived } {
-  return { a: fixtures.arrived(lane.ends.outsideA), b: fixtures.arrived(lane.ends.outsideB) };
-}
-
-/** Replies per second. Throws unless every one arrived at device A, with its MAC. */
-export async function replyRate(
+/** Frames per second. Throws unless every one arrived at `wanted`, with its MAC, and none at the others. */
+async function frameRate(
   fixtures: Fixtures,
   lane: Lane,
   drive: Drive,
   frames: number,
+  wanted: number,
+  others: readonly number[],
 ): Promise<number> {
-  const before = arrivals(fixtures, lane);
+  const count = () => {
+    const right = fixtures.arrived(wanted);
+    const elsewhere = others.reduce((sum, end) => sum + fixtures.arrived(end).packets, 0);
+    return { right: right.packets, wrong: right.otherPackets + elsewhere };
+  };
+  const before = count();
   const elapsed = injectFrames(fixtures, lane, drive, frames);
   // The last ones may still wait for another thread of the kernel.
   for (let wait = 1; ; wait *= 2) {
-    const after = arrivals(fixtures, lane);
-    const right = after.a.packets - before.a.packets;
-    const wrong = after.a.otherPackets - before.a.otherPackets + (after.b.packets - before.b.packets);
+    const after = count();
+    const right = after.right - before.right;
+    const wrong = after.wrong - before.wrong;
     if (right === frames && wrong === 0) return frames / elapsed;
     if (wait > 100 || wrong > 0) {
-      throw new Error(`${lane.name}: of ${frames} replies ${right} arrived at device A, ${wrong} elsewhere`);
+      const what = drive.direction === "reply" ? "replies" : "requests";
+      throw new Error(
+        `${lane.name}: of ${frames} ${what} ${right} arrived where they should, ${wrong} elsewhere`,
+      );
     }
     await sleep(wait);
   }
+}
+
+/** Replies per second, that arrive at device A. */
+export function replyRate(fixtures: Fixtures, lane: Lane, drive: Drive, frames: number): Promise<number> {
+  return frameRate(fixtures, lane, drive, frames, lane.ends.outsideA, [lane.ends.outsideB]);
+}
+
+/** Requests per second, that arrive at the VM. */
+export function requestRate(fixtures: Fixtures, lane: Lane, drive: Drive, frames: number): Promise<number> {
+  const { outsideVm, outsideA, outsideB } = lane.ends;
+  return frameRate(fixtures, lane, drive, frames, outsideVm, [outsideA, outsideB]);
 }

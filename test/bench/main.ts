@@ -14,9 +14,18 @@ import { HotPath } from "./hotPath.ts";
 import { measureInterfaceKinds } from "./interfaceKinds.ts";
 import { buildRoutedHosts, measureReplyRate } from "./replyRate.ts";
 import { Report } from "./report.ts";
+import { measureServices } from "./services.ts";
 import { measureStartUp } from "./startUp.ts";
 
-const PARTS = ["hot-path", "reply-rate", "end-to-end", "flow-table", "start-up", "interfaces"] as const;
+const PARTS = [
+  "hot-path",
+  "reply-rate",
+  "end-to-end",
+  "flow-table",
+  "start-up",
+  "interfaces",
+  "services",
+] as const;
 type Part = (typeof PARTS)[number];
 
 interface Options {
@@ -47,6 +56,12 @@ const FULL = {
   flowTable: { rounds: 5, flows: 1_000_000 },
   startUp: 15,
   interfaces: { rounds: 9, frames: 200_000 },
+  services: {
+    path: { rounds: 11, packets: 300_000, flows: 200_000 },
+    rate: { rounds: 9, frames: 200_000, flows: 100_000 },
+    connections: { rounds: 9, connections: 10_000 },
+    updates: 15,
+  },
 };
 
 const QUICK: typeof FULL = {
@@ -56,6 +71,12 @@ const QUICK: typeof FULL = {
   flowTable: { rounds: 1, flows: 1_000_000 },
   startUp: 5,
   interfaces: { rounds: 3, frames: 50_000 },
+  services: {
+    path: { rounds: 3, packets: 200_000, flows: 200_000 },
+    rate: { rounds: 3, frames: 100_000, flows: 50_000 },
+    connections: { rounds: 3, connections: 5_000 },
+    updates: 5,
+  },
 };
 
 async function run({ parts, quick }: Options, report: Report, lab: Lab, fixtures: Fixtures): Promise<void> {
@@ -68,12 +89,14 @@ async function run({ parts, quick }: Options, report: Report, lab: Lab, fixtures
     process.stderr.write(`${Math.round((Date.now() - start) / 1000)} s\n`);
   };
   const { lanes, hosts } = await buildRoutedHosts(lab, fixtures);
-  const { lane, product } = hosts[0]!;
+  const host = hosts[0]!;
+  const { lane, product } = host;
   await measure("hot-path", () => new HotPath(fixtures, lane, product).measure(report, effort.hotPath));
   await measure("reply-rate", () => measureReplyRate(report, fixtures, lanes, effort.replyRate));
   await measure("end-to-end", () => measureEndToEnd(report, effort.endToEnd));
   await measure("flow-table", () => new FlowTable(product).measure(report, effort.flowTable));
   await measure("interfaces", () => measureInterfaceKinds(report, lab, fixtures, effort.interfaces));
+  await measure("services", () => measureServices(report, lab, fixtures, host, effort.services));
   await measure("start-up", () => measureStartUp(report, product, effort.startUp));
 }
 

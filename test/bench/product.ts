@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // lasthop as it is installed: the built command, with the capabilities of its systemd unit and no others.
 
-import { readdirSync, readFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { BpfMap, BpfProgram } from "../../src/libbpf/index.ts";
 import type { Lab, Namespace } from "../support/lab.ts";
 import { repositoryPath } from "../support/paths.ts";
@@ -43,6 +45,11 @@ export class Product {
     for (const tap of taps) await this.run("attach", tap, "--role", "tap");
   }
 
+  /** With this text as its configuration file; JSON is YAML too. */
+  apply(text: string): Promise<string> {
+    return withFile(text, (path) => this.run("apply", "--config", path));
+  }
+
   detach(): Promise<string> {
     return this.run("detach", "--all");
   }
@@ -59,6 +66,18 @@ export class Product {
     const version = readdirSync(this.pinRoot).find((name) => /^v\d/.test(name));
     if (version === undefined) throw new Error(`nothing is pinned under ${this.pinRoot}`);
     return `${this.pinRoot}/${version}`;
+  }
+}
+
+/** A file with this text, as long as `task` takes. */
+export async function withFile<T>(text: string, task: (path: string) => Promise<T>): Promise<T> {
+  const directory = mkdtempSync(join(tmpdir(), "lasthop-bench-"));
+  const path = join(directory, "lasthop.yaml");
+  try {
+    writeFileSync(path, text);
+    return await task(path);
+  } finally {
+    rmSync(directory, { recursive: true });
   }
 }
 

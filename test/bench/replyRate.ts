@@ -49,7 +49,7 @@ export async function buildRoutedHosts(
 }
 
 /** Requests and replies of each flow, as often as lasthop and conntrack want to see them. */
-function establish(fixtures: Fixtures, lane: Lane, flows: number): void {
+export function establish(fixtures: Fixtures, lane: Lane, flows: number): void {
   const chunk = 16_384;
   for (let first = 0; first < flows; first += chunk) {
     const count = Math.min(chunk, flows - first);

@@ -6,11 +6,9 @@ import type { Product } from "./product.ts";
 import type { Report } from "./report.ts";
 import { interleave, type Subject } from "./stats.ts";
 
-export async function measureStartUp(report: Report, product: Product, rounds: number): Promise<void> {
-  const lasthop = product.argv();
-  const words = lasthop.slice(0, lasthop.indexOf("--pin-root"));
-  const node = words.slice(0, -1);
-  const time = (id: string, command: readonly string[]): Subject => ({
+/** Milliseconds that a command takes. */
+export function commandTime(id: string, command: readonly string[]): Subject {
+  return {
     id,
     run() {
       const start = process.hrtime.bigint();
@@ -19,12 +17,18 @@ export async function measureStartUp(report: Report, product: Product, rounds: n
       if (status !== 0) throw new Error(`${command.join(" ")} ended with ${status}: ${stderr}`);
       return elapsed;
     },
-  });
+  };
+}
+
+export async function measureStartUp(report: Report, product: Product, rounds: number): Promise<void> {
+  const lasthop = product.argv();
+  const words = lasthop.slice(0, lasthop.indexOf("--pin-root"));
+  const node = words.slice(0, -1);
   const samples = await interleave(
     [
-      time("node", [...node, "-e", "0"]),
-      time("version", [...words, "--version"]),
-      time("status", product.argv("status")),
+      commandTime("node", [...node, "-e", "0"]),
+      commandTime("version", [...words, "--version"]),
+      commandTime("status", product.argv("status")),
     ],
     rounds,
   );
