@@ -90,6 +90,8 @@ describe("the npm package", () => {
       "examples/alerts.yaml",
       "packaging/lasthop.service",
       "packaging/lasthop.yaml",
+      "packaging/libvirt/qemu",
+      "packaging/qemu/lasthop-ifup",
       "LICENSE",
       "LICENSES/GPL-2.0-only.txt",
       "README.md",

@@ -8,6 +8,7 @@ import { createSocket } from "node:dgram";
 import { createServer as createHttpServer, request } from "node:http";
 import { connect, createServer } from "node:net";
 import { createInterface } from "node:readline";
+import { serviceMethods } from "./serviceAgent.mjs";
 
 const CHUNK = 1 << 16;
 
@@ -177,6 +178,8 @@ function http(options, body) {
 }
 
 const methods = {
+  ...serviceMethods,
+
   async serve({ name, http_port = 80, echo_port = 7 }) {
     const echo = createServer((socket) => {
       socket.on("error", () => socket.destroy());

@@ -23,7 +23,45 @@ export interface EchoRun {
   error: string | null;
 }
 
-interface Methods {
+/** Whom to ask: a named server of serviceAgent.mjs. */
+export interface AskOptions {
+  host: string;
+  port: number;
+  localAddress?: string;
+  localPort?: number;
+  timeoutMs?: number;
+}
+
+export interface ChurnReport {
+  /** That were opened, asked twice and closed in order. */
+  connections: number;
+  /** By the name of the server. */
+  answers: Record<string, number>;
+  errors: string[];
+}
+
+interface ServiceMethods {
+  /** Servers that answer each line of TCP, and each datagram to one of the addresses, with their name before it. */
+  serveNamed: [{ name: string; port: number; addresses: string[] }, null];
+  /** Takes TCP connections at the addresses, and makes one of its own to the target for each. */
+  proxy: [{ port: number; addresses: string[]; host: string; target_port: number }, null];
+  openAsking: [AskOptions & { key: string }, { local_port: number }];
+  /** The name of the server. With `text: null` nothing is sent, and the answer that is due is waited for. */
+  ask: [{ key: string; text?: string | null; timeoutMs?: number }, string];
+  endAsking: [{ key: string }, null];
+  /** The names of those that answered, one for each new connection. */
+  askAnew: [AskOptions & { times: number }, string[]];
+  askByUdp: [AskOptions & { texts: string[] }, { names: string[]; local_port: number }];
+  startChurn: [
+    Omit<AskOptions, "host"> & { key: string; hosts: string[]; parallel: number; limit?: number },
+    null,
+  ];
+  churn: [{ key: string }, ChurnReport];
+  /** `finish`: once `limit` connections have come and gone; else now. */
+  stopChurn: [{ key: string; finish?: boolean }, ChurnReport];
+}
+
+interface Methods extends ServiceMethods {
   serve: [{ name: string; http_port?: number; echo_port?: number }, null];
   open: [OpenOptions & { key: string }, { local_port: number }];
   openMany: [OpenOptions & { keys: string[] }, { opened: number }];

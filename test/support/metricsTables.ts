@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tables in memory of a host with two uplinks, two taps, two devices and a sweep behind it, so that every metric
-// has at least one series; and a reader of the text format.
+// Tables in memory of a host with two uplinks, two taps, two devices, VMs with services and a sweep behind it, so that
+// every metric has at least one series; and a reader of the text format.
 
 import { encode, joinLastHop, type StructInput, secondsToTicks } from "../../src/abi/codec.ts";
 import {
@@ -21,8 +21,11 @@ import {
   TABLE,
   TABLES,
   TUNNEL_KIND,
+  VM_STATE,
 } from "../../src/abi/layout.gen.ts";
 import { parseMac } from "../../src/addresses.ts";
+import { service, vm } from "../../src/config/services.ts";
+import { serviceSpecOf, vmSpecOf } from "../../src/controller/serviceSpec.ts";
 import type { DaemonMetrics, MetricsInstance, SweptPass } from "../../src/metrics/index.ts";
 import { ownerId, ownership, Tables } from "../../src/tables/index.ts";
 import { memorySource, type TestSource } from "./tableSource.ts";
@@ -59,6 +62,8 @@ export function filledTables(): FilledTables {
   fillDevices(tables);
   fillSweep(tables);
   fillTunnels(source, tables);
+  fillVms(source, tables);
+  fillServices(source, tables);
   tables.control.set({ bypass: 1 });
   tables.allocations.set(0, { last_hops: 6, vms: 3, trace_lost: 4, notices_lost: 7 });
   tables.identity.set(0, { object: Buffer.alloc(32, 0xab), version: "0.2.0", starts: 5 });
@@ -169,6 +174,62 @@ function fillDevices(tables: Tables): void {
   );
 }
 
+/** As settling leaves it: in the cell that its id says. */
+export function setVm(tables: Tables, name: string, given: object, found: StructInput<"vm_spec">): void {
+  const config = vm.parse({ name, ...given });
+  tables.guests.specs.set({ name }, { ...vmSpecOf(config, 7, ORIGIN.CONFIG), ...found });
+  if (found.id) tables.guests.cells.set(found.id, { id: found.id });
+}
+
+export function setService(tables: Tables, name: string, given: object, index: number): void {
+  const config = service.parse({ name, ...given });
+  tables.services.specs.set({ name }, { ...serviceSpecOf(config, 7, ORIGIN.MANUAL), index });
+}
+
+function fillVms(source: TestSource, tables: Tables): void {
+  const labels = ["web"];
+  const mac = parseMac("02:00:00:00:00:01")!;
+  setVm(tables, "web1", { tap: "vnet0", labels }, { id: 6, ifindex: TAP_A, mac, state: VM_STATE.UP });
+  setVm(
+    tables,
+    "web2",
+    { tap: "vnet9", labels },
+    { id: 7, state: VM_STATE.DOWN, cause: CAUSE.INTERFACE, changed: minutesAgo(10) },
+  );
+  setVm(tables, "old", { mac: "02:00:00:00:00:03" }, { state: VM_STATE.DRAIN, cause: CAUSE.OPERATOR });
+  tables.guests.flows.set(6, 11);
+  setCounts(source, "vm_stats", 6, { flows: 20, request_packets: 2 ** 33, request_bytes: 5000 });
+}
+
+function fillServices(source: TestSource, tables: Tables): void {
+  const pool = [{ label: "web" }, { vm: "web1" }, { vm: "old" }];
+  setService(tables, "shop", { address: "192.0.2.80", port: 443, pool }, 1);
+  const dns = { address: "2001:db8::/64", protocol: "any", policy: "source-hash", pool: [{ vm: "web2" }] };
+  setService(tables, "dns", dns, 2);
+  const counts = {
+    flows: 30,
+    associated: 3,
+    affine: 4,
+    empty: 5,
+    rebalanced: 6,
+    reset: 7,
+    held: 8,
+    answered: 9,
+  };
+  setCounts(source, "service_stats", 1, counts);
+}
+
+/** What the second CPU has counted; the first has seen the same. */
+export function setCounts<S extends "vm_stats" | "service_stats">(
+  source: TestSource,
+  struct: S,
+  row: number,
+  counts: StructInput<S>,
+): void {
+  const one = encode(struct, counts);
+  source.map(struct).update(u32(row), Buffer.concat([one, one]));
+}
+
 function minutesAgo(minutes: number): number {
   const tick = Number(process.hrtime.bigint() >> 28n);
   return (tick - secondsToTicks(60 * minutes)) >>> 0;
@@ -216,6 +277,8 @@ export function callAll(daemon: DaemonMetrics): void {
   daemon.netlinkOverrun();
   daemon.probed("fw-b", true, 0.003);
   daemon.probed("fw-b", false, 1);
+  daemon.checked("web1", true, 0.004);
+  daemon.checked("web1", false, 2);
   daemon.reloaded(true);
 }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A host and its tables as values, for plans without a kernel; `carryOut` is what apply would make of them.
 
-import { decode, encode } from "../../src/abi/codec.ts";
+import { decode, encode, type StructInput } from "../../src/abi/codec.ts";
 import { INTERFACE_FLAG, ROLE } from "../../src/abi/layout.gen.ts";
+import { parseService, parseVm } from "../../src/config/entries.ts";
 import { parseConfig } from "../../src/config/load.ts";
 import type { Config } from "../../src/config/schema.ts";
 
@@ -12,6 +13,8 @@ import { bridgeEntry, entryOf } from "../../src/controller/interfaceEntry.ts";
 import { NO_LAST_HOPS } from "../../src/controller/lastHopFacts.ts";
 import type { Observed, ObservedInterface } from "../../src/controller/observe.ts";
 import type { TableAction } from "../../src/controller/plan.ts";
+import { NO_SPECS, type ObservedSpecs } from "../../src/controller/servicePlan.ts";
+import type { NamedService, NamedVm } from "../../src/controller/serviceSpec.ts";
 import { xfrmPlacesOf } from "../../src/controller/tunnelSpec.ts";
 import type { LibvirtDomain } from "../../src/kernel/libvirt.ts";
 import type { Address, FdbEntry, Link, Neighbour } from "../../src/kernel/rtnetlink.ts";
@@ -100,6 +103,7 @@ export function empty(facts: ReturnType<typeof host>): Observed {
     zones: new Map(),
     labelStacks: new Map(),
     devices: new Map(),
+    specs: NO_SPECS,
     followed: true,
     tcx: true,
     vlanStripping: () => [],
@@ -112,7 +116,7 @@ export function carryOut(before: Observed, actions: readonly TableAction[]): Obs
   const bridges = new Map(before.bridges);
   const zones = new Map(before.zones);
   const devices = new Map<string, Device>(before.devices);
-  let { timeouts, relearnDamping, labelStacks } = before;
+  let { timeouts, relearnDamping, labelStacks, specs } = before;
   for (const action of actions) {
     switch (action.kind) {
       case "control":
@@ -159,6 +163,14 @@ export function carryOut(before: Observed, actions: readonly TableAction[]): Obs
       case "device-remove":
         devices.delete(action.name);
         break;
+      case "vm-add":
+      case "vm-change":
+      case "vm-remove":
+      case "service-add":
+      case "service-change":
+      case "service-remove":
+        specs = specified(specs, action);
+        break;
       case "last-hops":
       case "repair":
         throw new Error(`the model has no ${action.kind}`);
@@ -170,10 +182,40 @@ export function carryOut(before: Observed, actions: readonly TableAction[]): Obs
     bridges,
     zones,
     devices,
+    specs,
     timeouts,
     relearnDamping,
     labelStacks,
   };
+}
+
+type SpecAction = Extract<TableAction, { kind: `${"vm" | "service"}-${string}` }>;
+
+function specified(before: ObservedSpecs, action: SpecAction): ObservedSpecs {
+  const list = action.kind.startsWith("vm") ? "vms" : "services";
+  const others = (specs: readonly { name: string }[]) => specs.filter(({ name }) => name !== action.name);
+  const named = others(before[list].named) as (NamedVm | NamedService)[];
+  if ("spec" in action) named.push(list === "vms" ? namedVm(action) : namedService(action));
+  return { ...before, [list]: { named, broken: others(before[list].broken) } };
+}
+
+type NamedSpec = { name: string; spec: Extract<SpecAction, { spec: unknown }>["spec"] };
+
+/** As it is read from a table. */
+export function namedVm({ name, spec }: NamedSpec): NamedVm {
+  const value = decode("vm_spec", encode("vm_spec", spec as StructInput<"vm_spec">));
+  const text = value.text.subarray(0, value.bytes);
+  const parsed = parseVm(name, text.toString());
+  if ("why" in parsed) throw new Error(parsed.why);
+  return { name, config: parsed.entry, spec: { ...value, text } };
+}
+
+export function namedService({ name, spec }: NamedSpec): NamedService {
+  const value = decode("service_spec", encode("service_spec", spec as StructInput<"service_spec">));
+  const text = value.text.subarray(0, value.bytes);
+  const parsed = parseService(name, text.toString());
+  if ("why" in parsed) throw new Error(parsed.why);
+  return { name, config: parsed.entry, spec: { ...value, text } };
 }
 
 type Unit = Extract<TableAction, { kind: "attach" }>["unit"];

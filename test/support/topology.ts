@@ -237,8 +237,8 @@ function addVm({ plan, site, options, suffix }: Building, index: number): void {
 }
 
 /** The same VM on a tap of the same name, as when its guest is started again: another interface index. */
-export async function replugTap(site: Site, vm: Vm): Promise<void> {
-  await site.host.ip(`link del dev ${vm.tap}`);
+export async function replugTap(site: Site, vm: Vm, { unplugged = false } = {}): Promise<void> {
+  if (!unplugged) await site.host.ip(`link del dev ${vm.tap}`);
   const plan = new Plan();
   plugTap(plan, site, vm);
   await must(["sh"], { input: plan.script([]) });

@@ -10,6 +10,7 @@ import {
   readFileSync,
   readlinkSync,
   rmSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from "node:fs";
@@ -22,6 +23,8 @@ import { must, run } from "../support/run.ts";
 
 const SCRIPT = repositoryPath("scripts/install.sh");
 const CONFIG = "etc/lasthop/lasthop.yaml";
+/** What hypervisors may call. */
+const SCRIPTS = ["libvirt/qemu", "libvirt/lasthop-shutdown", "qemu/lasthop-ifup", "qemu/lasthop-ifdown"];
 
 let directory: string;
 beforeAll(() => {
@@ -69,6 +72,7 @@ describe("install and uninstall", () => {
       "usr/local/share/bash-completion/completions/lasthop",
       "usr/local/share/zsh/site-functions/_lasthop",
       "usr/local/share/fish/vendor_completions.d/lasthop.fish",
+      ...SCRIPTS.map((name) => `usr/local/share/lasthop/${name}`),
       CONFIG,
     ]) {
       expect(existsSync(place(path)), path).toBe(true);
@@ -91,6 +95,15 @@ describe("install and uninstall", () => {
     const unit = readFileSync(place("usr/local/lib/systemd/system/lasthop.service"), "utf8");
     expect(unit).toMatch(/^ExecStart=\/usr\/local\/bin\/lasthop run\b/m);
     expect(unit).not.toContain("/usr/bin/lasthop");
+  });
+
+  test.each(SCRIPTS)("%s calls this command with this configuration", async (name) => {
+    const path = place(`usr/local/share/lasthop/${name}`);
+    expect(statSync(path).mode & 0o777).toBe(0o755);
+    await must(["sh", "-n", path]);
+    const text = readFileSync(path, "utf8");
+    expect(text).toContain("{LASTHOP:=/usr/local/bin/lasthop}");
+    for (const [, config] of text.matchAll(/LASTHOP_CONFIG:=([^}]*)/g)) expect(config).toBe(`/${CONFIG}`);
   });
 
   test("again, it leaves the operator's configuration and nothing of the version before", async () => {
@@ -131,6 +144,9 @@ describe("elsewhere", () => {
     const unit = readFileSync(join(root, "lasthop/lib/systemd/system/lasthop.service"), "utf8");
     expect(unit).toContain("ExecStart=/opt/lasthop/bin/lasthop run");
     expect(existsSync(join(root, "etc/lasthop/lasthop.yaml"))).toBe(true);
+    const hook = readFileSync(join(root, "lasthop/share/lasthop/libvirt/qemu"), "utf8");
+    expect(hook).toContain("{LASTHOP:=/opt/lasthop/bin/lasthop}");
+    expect(hook).toContain("LASTHOP_CONFIG:=/opt/etc/lasthop/lasthop.yaml");
     writeFileSync(join(root, "lasthop/lib/lasthop/notes.txt"), "mine");
     expect((await script("uninstall", variables())).status).toBe(0);
     expect(list(root)).toEqual([

@@ -15,11 +15,11 @@ import { join } from "node:path";
 import { repositoryPath } from "../support/paths.ts";
 import { Background, run } from "../support/run.ts";
 import { CACHE, fetchKernel, ownAsRepository, Unavailable } from "./image.ts";
-import { buildInitramfs } from "./initramfs.ts";
+import { buildInitramfs, ON_HOST_FILES } from "./initramfs.ts";
 import type { GuestKernel } from "./kernels.ts";
 import type { GuestEvent, Selection } from "./results.ts";
 
-const QEMU = "qemu-system-x86_64";
+export const QEMU = "qemu-system-x86_64";
 const MEMORY_MIB = 3072;
 /** Emulated, everything takes about ten times as long. */
 const SLOWNESS = 10;
@@ -53,8 +53,8 @@ async function whereIs(program: string): Promise<string | undefined> {
   return found.status === 0 ? found.stdout.trim() : undefined;
 }
 
-/** The path of a busybox that needs no libraries. */
-async function checkPrograms(): Promise<string> {
+/** The path of a busybox that needs no libraries. Throws Unavailable. */
+export async function checkPrograms(): Promise<string> {
   if (process.arch !== "x64") throw new Unavailable(`guests are x86-64 machines, this is ${process.arch}`);
   const missing: string[] = [];
   for (const [program, name] of Object.entries(PROGRAMS)) {
@@ -123,10 +123,10 @@ function qemu(vmlinux: string, directory: string): string[] {
   ];
 }
 
-/** Folders of runs whose process is gone. */
-function sweepLeftovers(): void {
+/** Removes folders of runs whose process is gone. */
+export function sweepLeftovers(): void {
   for (const name of readdirSync(CACHE)) {
-    const owner = /^(?:run|draft)-(\d+)$/.exec(name)?.[1];
+    const owner = /^(?:run|draft|guests)-(\d+)$/.exec(name)?.[1];
     if (owner !== undefined && !existsSync(`/proc/${owner}`)) rmSync(join(CACHE, name), { recursive: true });
   }
 }
@@ -145,7 +145,13 @@ export async function runGuest(
   mkdirSync(directory);
   const began = performance.now();
   try {
-    await buildInitramfs(image, busybox, join(directory, "initramfs"), join(directory, "scratch"));
+    await buildInitramfs(
+      image,
+      busybox,
+      ON_HOST_FILES,
+      join(directory, "initramfs"),
+      join(directory, "scratch"),
+    );
     copyFileSync(repositoryPath("test/vm/guest/inside.sh"), join(directory, "inside.sh"));
     writeFileSync(join(directory, "environment"), environmentOf(kernel, image.modules, selection));
     const ending = await untilOff(new Background(qemu(image.vmlinux, directory)), limitMinutes);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The little file system from which a guest starts: busybox, and the modules without which it would not reach the
-// host's files.
+// The little file system from which a guest starts: busybox, a script, and the modules that it loads first.
 
 import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
@@ -8,8 +7,18 @@ import { repositoryPath } from "../support/paths.ts";
 import { must } from "../support/run.ts";
 import type { KernelImage } from "./image.ts";
 
+export interface Contents {
+  /** Kernel modules; with those that they need they are named in /modules/list, in the order in which they load. */
+  modules: readonly string[];
+  /** In this repository: the first process. */
+  init: string;
+}
+
 /** To the host's files over virtio and 9p, and an overlay on them. */
-const WANTED = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
+export const ON_HOST_FILES: Contents = {
+  modules: ["virtio_pci", "9pnet_virtio", "9p", "overlay"],
+  init: "test/vm/guest/init.sh",
+};
 
 /** Paths below the modules' folder, each after those that it needs; those built into the kernel are not among them. */
 export function modulesInOrder(dependencies: string, wanted: readonly string[]): string[] {
@@ -51,6 +60,7 @@ async function unpackModule(from: string, to: string): Promise<void> {
 export async function buildInitramfs(
   image: KernelImage,
   busybox: string,
+  contents: Contents,
   to: string,
   scratch: string,
 ): Promise<void> {
@@ -58,10 +68,11 @@ export async function buildInitramfs(
   mkdirSync(join(scratch, "modules"));
   try {
     copyFileSync(busybox, join(scratch, "bin/busybox"));
-    copyFileSync(repositoryPath("test/vm/guest/init.sh"), join(scratch, "init"));
+    copyFileSync(repositoryPath(contents.init), join(scratch, "init"));
     await must(["chmod", "755", join(scratch, "init"), join(scratch, "bin/busybox")]);
     const names: string[] = [];
-    for (const path of modulesInOrder(readFileSync(join(image.modules, "modules.dep"), "utf8"), WANTED)) {
+    const dependencies = readFileSync(join(image.modules, "modules.dep"), "utf8");
+    for (const path of modulesInOrder(dependencies, contents.modules)) {
       const name = `${moduleName(path)}.ko`;
       await unpackModule(join(image.modules, path), join(scratch, "modules", name));
       names.push(name);
