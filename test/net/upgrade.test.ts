@@ -165,7 +165,12 @@ describe("what goes wrong", () => {
     ["no object file", () => brokenObject("9.9.2"), /not a valid BPF object/],
     [
       "a program that the verifier refuses",
-      () => otherObject("9.9.3", "reason);\n\treturn action;", "reason);\n\treturn *(int *)(long)skb->mark;"),
+      () =>
+        otherObject(
+          "9.9.3",
+          "ROLE_TAP))\n\t\treturn TC_ACT_UNSPEC;",
+          "ROLE_TAP))\n\t\treturn *(int *)(long)skb->mark;",
+        ),
       /refused/,
     ],
     // Taps are switched by then and must be put back.
