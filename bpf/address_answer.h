@@ -62,8 +62,7 @@ struct nd_option {
 struct question {
 	__u32 offset; /* of what is behind the Ethernet header and its tags */
 	__u32 service;
-	__u8 mac[6]; /* the answer */
-	__u8 family;
+	__u8 mac[6];	  /* the answer */
 	__u8 with_option; /* ND: tells the asker's MAC, and so does the answer */
 };
 
@@ -133,17 +132,6 @@ static __always_inline bool answer_arp(void *ctx, bool xdp, const struct interfa
 	__builtin_memcpy(arp.sender_mac, q->mac, 6);
 	__builtin_memcpy(arp.sender, &address[3], 4);
 	return !store(ctx, xdp, q->offset, &arp, sizeof(arp));
-}
-
-static __always_inline __u64 sum_halves(const void *from, __u32 bytes)
-{
-	const __u16 *halves = from;
-	__u64 sum = 0;
-
-#pragma unroll
-	for (__u32 i = 0; i < bytes / 2; i++)
-		sum += halves[i];
-	return sum;
 }
 
 /* With its checksum in it: 0xffff if that is right. */

@@ -161,14 +161,6 @@ static __always_inline void delivered(const struct packet *p, struct decision *d
 	mac_copy(d->out_mac, to->mac);
 }
 
-/* A reset is made by whoever called: there is not stack enough for it here. */
-static __always_inline int delivery_refused(struct decision *d, int reason)
-{
-	if (reason == REASON_VM_HELD || reason == REASON_SERVICE_EMPTY)
-		d->verdict = VERDICT_DROP;
-	return reason;
-}
-
 /* What is learned or changed is told as such; all else that is delivered is no more than that. */
 static __always_inline int delivered_reason(int reason)
 {
@@ -203,7 +195,8 @@ static __always_inline bool deliver_head(struct __sk_buff *skb, const struct pac
 	return true;
 }
 
-/* The reason; the decision says what is to be done. VMs get their frames without tags. */
+/* The reason; the decision says where to. A reset is left to the caller: there is not stack enough
+ * for it here. VMs get their frames without tags. */
 __noinline int deliver_skb(struct __sk_buff *skb, const struct packet *p, struct decision *d,
 			   int reason)
 {
@@ -223,7 +216,7 @@ __noinline int deliver_skb(struct __sk_buff *skb, const struct packet *p, struct
 	to.gone = vm_tap_is_gone(d->deliver, p->now);
 	rc = delivery_find(p, d, &to);
 	if (rc != PARSED)
-		return delivery_refused(d, rc);
+		return rc;
 	if ((p->tag_count > 0 && bpf_skb_vlan_pop(skb)) ||
 	    (p->tag_count > 1 && bpf_skb_vlan_pop(skb)))
 		return REASON_ERROR;
@@ -272,7 +265,7 @@ __noinline int deliver_xdp(struct xdp_md *ctx, const struct packet *p, struct de
 		return rc;
 	rc = delivery_find(p, d, &to);
 	if (rc != PARSED)
-		return delivery_refused(d, rc);
+		return rc;
 	if (in->hook != HOOK_XDP_GENERIC && !(to.flags & VM_XDP))
 		return REASON_DELIVER_HOOK;
 	fits = delivery_fits(p, in, &to);

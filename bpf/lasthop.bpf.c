@@ -32,12 +32,12 @@ int learn_xdp(struct xdp_md *ctx)
 		mss_clamp_request_xdp(ctx, &packet, now.in, decision.deliver);
 	if (is_question(now.ctl, reason) && answer_address_xdp(ctx, &packet, now.in, &decision))
 		reason = REASON_ADDRESS_ANSWER;
-	if (reason == REASON_SERVICE_EMPTY || reason == REASON_VM_HELD)
-		decision.verdict = VERDICT_DROP;
 	if (decision.deliver && now.ctl->vm_cells)
 		reason = deliver_xdp(ctx, &packet, &decision, reason);
 	if (reason == REASON_VM_RESET)
 		reason = reset_xdp(ctx, &packet, now.in, &decision);
+	if (reason == REASON_SERVICE_EMPTY || reason == REASON_VM_HELD)
+		decision.verdict = VERDICT_DROP;
 	if (decision.verdict == VERDICT_REDIRECT)
 		action = bpf_redirect(decision.out_ifindex, 0);
 	else if (decision.verdict == VERDICT_DROP)
@@ -69,12 +69,12 @@ int learn_tc(struct __sk_buff *skb)
 		mss_clamp_request_skb(skb, &packet, now.in, decision.deliver);
 	if (is_question(now.ctl, reason) && answer_address_skb(skb, &packet, now.in, &decision))
 		reason = answer_encapsulate(skb, now.in, &decision);
-	if (reason == REASON_SERVICE_EMPTY || reason == REASON_VM_HELD)
-		decision.verdict = VERDICT_DROP;
 	if (decision.deliver && now.ctl->vm_cells)
 		reason = deliver_skb(skb, &packet, &decision, reason);
 	if (reason == REASON_VM_RESET)
 		reason = reset_skb(skb, &packet, &decision);
+	if (reason == REASON_SERVICE_EMPTY || reason == REASON_VM_HELD)
+		decision.verdict = VERDICT_DROP;
 	if (decision.verdict == VERDICT_REDIRECT || decision.verdict == VERDICT_ANSWER)
 		action = bpf_redirect(decision.out_ifindex, 0);
 	else if (decision.verdict == VERDICT_DROP)

@@ -52,7 +52,6 @@ static __always_inline bool reset_is_possible(const struct packet *p)
 static __always_inline void reset_tcp(struct tcphdr *tcp, const struct packet *p, bool unfinished)
 {
 	__u64 sum = sum_pseudo(p, sizeof(*tcp), IPPROTO_TCP);
-	const __u16 *halves = (const __u16 *)tcp;
 
 	tcp->source = p->family == 4 ? p->key4.local_port : p->key6.local_port;
 	tcp->dest = p->family == 4 ? p->key4.remote_port : p->key6.remote_port;
@@ -68,17 +67,11 @@ static __always_inline void reset_tcp(struct tcphdr *tcp, const struct packet *p
 		tcp->check = sum_fold(sum);
 		return;
 	}
-#pragma unroll
-	for (int i = 0; i < (int)sizeof(*tcp) / 2; i++)
-		sum += halves[i];
-	tcp->check = ~sum_fold(sum);
+	tcp->check = ~sum_fold(sum + sum_halves(tcp, sizeof(*tcp)));
 }
 
 static __always_inline void reset4_fill(struct reset4 *r, const struct packet *p, bool unfinished)
 {
-	const __u16 *halves = (const __u16 *)&r->ip;
-	__u64 sum = 0;
-
 	r->ip.version = 4;
 	r->ip.ihl = sizeof(r->ip) / 4;
 	r->ip.tot_len = bpf_htons(sizeof(*r));
@@ -87,10 +80,7 @@ static __always_inline void reset4_fill(struct reset4 *r, const struct packet *p
 	r->ip.protocol = IPPROTO_TCP;
 	r->ip.saddr = p->key4.local;
 	r->ip.daddr = p->key4.remote;
-#pragma unroll
-	for (int i = 0; i < (int)sizeof(r->ip) / 2; i++)
-		sum += halves[i];
-	r->ip.check = ~sum_fold(sum);
+	r->ip.check = ~sum_fold(sum_halves(&r->ip, sizeof(r->ip)));
 	reset_tcp(&r->tcp, p, unfinished);
 }
 
@@ -116,12 +106,11 @@ static __always_inline int reset_done(const struct packet *p, struct decision *d
 	return REASON_VM_RESET;
 }
 
-static __always_inline int reset_impossible(const struct packet *p, struct decision *d)
+static __always_inline int reset_impossible(const struct packet *p)
 {
 	struct service_stats *stats = service_stats_of(service_find(p));
 
 	bump(stats, held);
-	d->verdict = VERDICT_DROP;
 	return REASON_VM_HELD;
 }
 
@@ -153,11 +142,11 @@ __noinline int reset_skb(struct __sk_buff *skb, const struct packet *p, struct d
 	/* What IPsec protected must not be answered in the clear. */
 	if (!reset_is_possible(p) || is_decrypted(skb, p) || !reset_encapsulate(skb, p, d) ||
 	    bpf_skb_load_bytes(skb, p->offset + TCP_CHECKSUM_OFFSET, &check, sizeof(check)))
-		return reset_impossible(p, d);
+		return reset_impossible(p);
 	unfinished = skb->gso_size || is_unfinished(p, check);
 	bytes = p->family == 4 ? sizeof(r.v4) : sizeof(r.v6);
 	if (bpf_skb_change_tail(skb, p->l3_offset + bytes, 0))
-		return reset_impossible(p, d);
+		return reset_impossible(p);
 	if (p->family == 4) {
 		reset4_fill(&r.v4, p, unfinished);
 		rc = bpf_skb_store_bytes(skb, p->l3_offset, &r.v4, sizeof(r.v4), 0);
@@ -166,11 +155,11 @@ __noinline int reset_skb(struct __sk_buff *skb, const struct packet *p, struct d
 		rc = bpf_skb_store_bytes(skb, p->l3_offset, &r.v6, sizeof(r.v6), 0);
 	}
 	if (rc)
-		return reset_impossible(p, d);
+		return reset_impossible(p);
 	if (!p->no_link_layer) {
 		eth = (void *)(long)skb->data;
 		if ((void *)(eth + 1) > (void *)(long)skb->data_end)
-			return reset_impossible(p, d);
+			return reset_impossible(p);
 		mac_copy(eth->h_dest, p->source);
 		mac_copy(eth->h_source, p->destination);
 	}
@@ -193,7 +182,7 @@ __noinline int reset_xdp(struct xdp_md *ctx, const struct packet *p, const struc
 	if (!reset_is_possible(p) || surplus < 0 ||
 	    bpf_xdp_load_bytes(ctx, p->offset + TCP_CHECKSUM_OFFSET, &check, sizeof(check)) ||
 	    bpf_xdp_adjust_tail(ctx, -surplus))
-		return reset_impossible(p, d);
+		return reset_impossible(p);
 	/* Under generic XDP it stays what it was, a packet whose sum somebody else finishes. */
 	unfinished = in->hook == HOOK_XDP_GENERIC && is_unfinished(p, check);
 	if (p->family == 4) {
@@ -204,10 +193,10 @@ __noinline int reset_xdp(struct xdp_md *ctx, const struct packet *p, const struc
 		rc = bpf_xdp_store_bytes(ctx, p->l3_offset, &r.v6, sizeof(r.v6));
 	}
 	if (rc)
-		return reset_impossible(p, d);
+		return reset_impossible(p);
 	eth = (void *)(long)ctx->data;
 	if ((void *)(eth + 1) > (void *)(long)ctx->data_end)
-		return reset_impossible(p, d);
+		return reset_impossible(p);
 	mac_copy(eth->h_dest, p->source);
 	mac_copy(eth->h_source, p->destination);
 	return reset_done(p, d);
