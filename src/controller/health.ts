@@ -69,6 +69,8 @@ export class HealthMonitor {
   #fleet: Fleet | undefined;
   #tick: NodeJS.Timeout | undefined;
   #ticks = 0;
+  /** Something else was asked for since the last tick. */
+  #changed = false;
 
   constructor(options: HealthOptions) {
     this.#options = options;
@@ -166,7 +168,9 @@ export class HealthMonitor {
 
   #onTick(): void {
     this.#ticks++;
-    const changed = this.#readDevices();
+    this.#readDevices();
+    const changed = this.#changed;
+    this.#changed = false;
     for (const watch of this.#watches.values()) {
       for (const sighting of watch.due(performance.now())) this.#follow(watch, sighting);
     }
@@ -208,7 +212,15 @@ export class HealthMonitor {
     this.#vteps.watch(devices, this.#uplinks, this.#links);
   }
 
-  /** Takes up what the command line or the configuration has changed; true if anything. */
+  /** What the command line or the configuration has changed by now; true if anything. */
+  #takeUp(): boolean {
+    if (!this.#readDevices()) return false;
+    this.#judgeAll();
+    this.#settling.soon();
+    return true;
+  }
+
+  /** True if something else is asked for than before. */
   #readDevices(): boolean {
     const found = new Map(this.#opened!.reader.read().map(({ name, device }) => [name, device]));
     let changed = false;
@@ -218,6 +230,7 @@ export class HealthMonitor {
       this.#watches.delete(name);
       this.#dirty.delete(name);
       this.#probing.stop(name);
+      this.#fleet?.devices.delete(ownerId(name));
       changed = true;
     }
     for (const [name, device] of found) {
@@ -244,6 +257,7 @@ export class HealthMonitor {
       changed = true;
     }
     if (changed) {
+      this.#changed = true;
       this.#byAddress = byAddress(this.#watches.values());
       this.#watchVteps();
     }
@@ -334,15 +348,22 @@ export class HealthMonitor {
     else this.#options.log.debug(text, fields);
   }
 
-  /** Without the lock: aliases of what is a device's already are nobody else's to write. */
+  /**
+   * Without the lock: aliases of what is a device's already. A command may write them at the same time; it writes the
+   * entry first, so that one of both readings of the entries sees it, and what was read before does not stay.
+   */
   #mark(): void {
     const { tables, netlink } = this.#opened!;
-    if (!this.#fleet) return;
-    for (const named of this.#fleet.devices.values()) {
-      const watch = this.#watches.get(named.name);
-      if (watch) named.device = watch.device;
-    }
-    applyStates(tables, netlink, this.#fleet);
+    const fleet = this.#fleet;
+    if (!fleet) return;
+    this.#takeUp();
+    do {
+      for (const named of fleet.devices.values()) {
+        const watch = this.#watches.get(named.name);
+        if (watch) named.device = watch.device;
+      }
+      applyStates(tables, netlink, fleet);
+    } while (this.#takeUp());
     if (this.#dirty.size > 0) this.#settling.soon();
   }
 

@@ -173,6 +173,25 @@ describe.each(["bridged", "routed"] as const)("a %s host", (host) => {
     expect(await heard([...own, ...others])).toEqual([to("a"), to("a"), to("c"), to("c")]);
   });
 
+  it("the operator's word counts at once, whatever the daemon hears of in the same moment", async () => {
+    const { lasthop, site } = ground;
+    const { own } = await flows();
+    // Each makes the daemon look at its devices.
+    const stir = async () => {
+      const entry = `${site.a.address[4]} lladdr ${site.a.mac} dev ${site.kind === "bridged" ? "br" : "up-a"}`;
+      await site.host.ip(`neigh replace ${entry} nud reachable`, `neigh replace ${entry} nud stale`);
+      await sleep(50);
+    };
+    for (let round = 0; round < 4; round++) {
+      await lasthop.must("devices", "down", "fw-a");
+      await stir();
+      expect(await heard(own)).toEqual([to("c"), to("c")]);
+      await lasthop.must("devices", "up", "fw-a");
+      await stir();
+      expect(await heard(own)).toEqual([to("a"), to("a")]);
+    }
+  });
+
   it("another MAC in the middle of connections: replies go there before any request came from it", async () => {
     const { site } = ground;
     const { own, others } = await flows();
