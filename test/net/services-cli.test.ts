@@ -13,9 +13,9 @@ import type {
   VmEntry,
 } from "../../src/ops/types.ts";
 import { Configured, told } from "../support/configured.ts";
+import { startHolder } from "../support/holder.ts";
 import { Lab, type Namespace } from "../support/lab.ts";
 import { Lasthop } from "../support/lasthop.ts";
-import { repositoryPath } from "../support/paths.ts";
 import { type Background, must, until } from "../support/run.ts";
 
 let lab: Lab;
@@ -401,14 +401,8 @@ describe("beside a configuration", () => {
   const BARE = "{uplinks: [{name: up0}], taps: [{name: vnet0}, {name: vnet1}]}";
   let holder: Background | undefined;
 
-  /** Has the lock as `lasthop run` does, and does nothing. */
   async function hold(): Promise<void> {
-    const program = `
-      import { holdInstance } from "${repositoryPath("dist/kernel/holder.js")}";
-      holdInstance(${JSON.stringify(lab.pinRoot)});
-      process.stdout.write("held\\n");
-      setInterval(() => {}, 1000);`;
-    holder = host.start([process.execPath, "--input-type=module", "-e", program]);
+    holder = startHolder(host, lab.pinRoot);
     await until(() => holder!.stdout.includes("held"), "the hold");
   }
   beforeAll(async () => {

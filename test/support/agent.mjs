@@ -8,6 +8,7 @@ import { createSocket } from "node:dgram";
 import { createServer as createHttpServer, request } from "node:http";
 import { connect, createServer } from "node:net";
 import { createInterface } from "node:readline";
+import { Line } from "./line.mjs";
 import { serviceMethods } from "./serviceAgent.mjs";
 
 const CHUNK = 1 << 16;
@@ -77,45 +78,17 @@ function serveUdp(port, type) {
 const sockets = new Map();
 
 /** One long-lived connection to an echo server. What a call did not get in time, the next one waits for. */
-class Connection {
+class Connection extends Line {
   constructor(socket) {
-    this.socket = socket;
+    super(socket);
     this.awaited = "";
-    this.received = "";
-    this.error = undefined;
-    this.wake = () => {};
-    socket.setNoDelay(true).setEncoding("latin1");
-    socket.on("data", (text) => {
-      this.received += text;
-      this.wake();
-    });
-    socket.on("error", (error) => {
-      this.error = error.code ?? error.message;
-      this.wake();
-    });
-    socket.on("close", () => {
-      this.error ??= "closed";
-      this.wake();
-    });
   }
 
   async echo(text, timeoutMs) {
     if (this.error) throw new Error(this.error);
     this.awaited += text;
     this.socket.write(text, "latin1");
-    const deadline = Date.now() + timeoutMs;
-    while (this.received.length < this.awaited.length) {
-      if (this.error) throw new Error(this.error);
-      const left = deadline - Date.now();
-      if (left <= 0) throw new Error("timeout");
-      await new Promise((resolve) => {
-        const timer = setTimeout(resolve, left);
-        this.wake = () => {
-          clearTimeout(timer);
-          resolve();
-        };
-      });
-    }
+    await this.until(() => this.received.length >= this.awaited.length, timeoutMs);
     const same = this.received === this.awaited;
     this.awaited = "";
     this.received = "";

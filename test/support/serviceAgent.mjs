@@ -4,6 +4,7 @@
 
 import { createSocket } from "node:dgram";
 import { connect, createServer } from "node:net";
+import { Line } from "./line.mjs";
 
 /** Each line, and each datagram, comes back with the server's name before it. */
 function serveNamed(name) {
@@ -50,45 +51,13 @@ function proxyTo(host, port) {
 }
 
 /** One line there and one back; what comes late, the next call gets. */
-class Asker {
+class Asker extends Line {
   constructor(options) {
-    this.socket = connect(options);
-    this.received = "";
-    this.error = undefined;
-    this.wake = () => {};
-    this.socket.setNoDelay(true).setEncoding("latin1");
-    this.socket.on("data", (text) => {
-      this.received += text;
-      this.wake();
-    });
-    this.socket.on("error", (error) => {
-      this.error ??= error.code ?? error.message;
-      this.wake();
-    });
-    this.socket.on("close", () => {
-      this.error ??= "closed";
-      this.wake();
-    });
+    super(connect(options));
     this.socket.on("connect", () => {
       this.connected = true;
       this.wake();
     });
-  }
-
-  async until(done, timeoutMs) {
-    const deadline = Date.now() + timeoutMs;
-    while (!done()) {
-      if (this.error) throw new Error(this.error);
-      const left = deadline - Date.now();
-      if (left <= 0) throw new Error("timeout");
-      await new Promise((resolve) => {
-        const timer = setTimeout(resolve, left);
-        this.wake = () => {
-          clearTimeout(timer);
-          resolve();
-        };
-      });
-    }
   }
 
   /** The server's name. */

@@ -35,6 +35,23 @@ const MODULES = [
   ...["nf_tables", "nft_ct", "nft_chain_nat", "nft_masq", "nf_conntrack", "nf_conntrack_netlink"],
 ];
 
+/** The hot path of services. */
+const SERVICES: Readonly<Record<string, Lane>> = {
+  "test/kernel/services.test.ts": "default",
+  "test/kernel/serviceFrames.test.ts": "default",
+  "test/kernel/serviceWire.test.ts": "default",
+  "test/kernel/transparent.test.ts": "default",
+  "test/kernel/answers.test.ts": "default",
+  "test/kernel/serviceFlows.test.ts": "full",
+  "test/kernel/serviceChoice.test.ts": "full",
+  "test/kernel/serviceCounts.test.ts": "full",
+  "test/kernel/serviceTables.test.ts": "full",
+  "test/kernel/serviceFuzz.test.ts": "full",
+  "test/kernel/vmDown.test.ts": "full",
+  "test/kernel/vmReset.test.ts": "full",
+  "test/kernel/responses.test.ts": "full",
+};
+
 export const KERNELS: readonly GuestKernel[] = [
   {
     // The oldest that is supported. No TCX: TC means clsact.
@@ -50,11 +67,7 @@ export const KERNELS: readonly GuestKernel[] = [
       "test/kernel/wire.test.ts": "default",
       "test/kernel/bookkeeping.test.ts": "default",
       "test/kernel/trace.test.ts": "default",
-      "test/kernel/services.test.ts": "default",
-      "test/kernel/serviceFrames.test.ts": "default",
-      "test/kernel/serviceWire.test.ts": "default",
-      "test/kernel/transparent.test.ts": "default",
-      "test/kernel/answers.test.ts": "default",
+      ...SERVICES,
       "test/kernel/tables.test.ts": "full",
       "test/kernel/sweeper.test.ts": "full",
       "test/kernel/sweep.test.ts": "full",
@@ -64,14 +77,6 @@ export const KERNELS: readonly GuestKernel[] = [
       "test/kernel/mtu.test.ts": "full",
       "test/kernel/tunnel.test.ts": "full",
       "test/kernel/xfrm.test.ts": "full",
-      "test/kernel/serviceFlows.test.ts": "full",
-      "test/kernel/serviceChoice.test.ts": "full",
-      "test/kernel/serviceCounts.test.ts": "full",
-      "test/kernel/serviceTables.test.ts": "full",
-      "test/kernel/serviceFuzz.test.ts": "full",
-      "test/kernel/vmDown.test.ts": "full",
-      "test/kernel/vmReset.test.ts": "full",
-      "test/kernel/responses.test.ts": "full",
       // The hooks.
       "test/net/attach.test.ts": {
         default: /is a veth|hook to hook|fixed place|on XDP: auto|without a filter/,
@@ -111,21 +116,9 @@ export const KERNELS: readonly GuestKernel[] = [
       "test/kernel/load.test.ts": "default",
       "test/kernel/wire.test.ts": "default",
       "test/kernel/trace.test.ts": "default",
-      "test/kernel/services.test.ts": "default",
-      "test/kernel/serviceFrames.test.ts": "default",
-      "test/kernel/serviceWire.test.ts": "default",
-      "test/kernel/transparent.test.ts": "default",
-      "test/kernel/answers.test.ts": "default",
+      ...SERVICES,
       "test/kernel/rows.test.ts": "full",
       "test/kernel/bookkeeping.test.ts": "full",
-      "test/kernel/serviceFlows.test.ts": "full",
-      "test/kernel/serviceChoice.test.ts": "full",
-      "test/kernel/serviceCounts.test.ts": "full",
-      "test/kernel/serviceTables.test.ts": "full",
-      "test/kernel/serviceFuzz.test.ts": "full",
-      "test/kernel/vmDown.test.ts": "full",
-      "test/kernel/vmReset.test.ts": "full",
-      "test/kernel/responses.test.ts": "full",
       "test/net/attach.test.ts": {
         default: /is a veth|hook to hook|fixed place/,
         full: /uplink|clsact|foreign|killed command/,
