@@ -11,9 +11,9 @@
 #include "checksum.h"
 #include "encapsulation.h"
 #include "frame.h"
-#include "learn.h"
 #include "parse.h"
 #include "service.h"
+#include "vm.h"
 
 /* linux/if_arp.h would pull in the C library's headers. */
 #define ARPHRD_ETHER  1

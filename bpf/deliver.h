@@ -7,9 +7,9 @@
 #define LASTHOP_DELIVER_H
 
 #include <linux/if_ether.h>
+#include "frame.h"
 #include "interface.h"
 #include "key.h"
-#include "learn.h"
 #include "service.h"
 #include "vm.h"
 

@@ -163,4 +163,18 @@ static __always_inline __u32 now_ticks(const struct control *ctl)
 	return bpf_ktime_get_ns() >> TICK_SHIFT;
 }
 
+/* Neither nobody's MAC nor the host's own. */
+static __always_inline bool source_is_other(const struct packet *p, const struct interface *in)
+{
+	return !mac_is_group(p->source) && !mac_is_zero(p->source) &&
+	       !mac_equal(p->source, in->mac) && !mac_equal(p->source, in->host_mac);
+}
+
+/* A routed host's frames come with its own MAC. */
+static __always_inline bool is_for_host_mac(const struct packet *p, const struct interface *in)
+{
+	return p->no_link_layer || mac_equal(p->destination, in->mac) ||
+	       mac_equal(p->destination, in->host_mac);
+}
+
 #endif

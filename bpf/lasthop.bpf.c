@@ -8,10 +8,12 @@
 #include "hook.h"
 #include "learn.h"
 #include "reply.h"
+#include "request_mss.h"
 #include "reset.h"
 #include "sweep.h"
 #include "tunnel_in.h"
 #include "tunnel_out.h"
+#include "vm_enter.h"
 
 SEC("xdp.frags")
 int learn_xdp(struct xdp_md *ctx)

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Uplink: remember where requests come from. Nothing here stops a packet; what changes one is the
- * MSS of a SYN. */
+/* Uplink: remember where requests come from. Nothing here stops a packet, or changes one. */
 #ifndef LASTHOP_LEARN_H
 #define LASTHOP_LEARN_H
 
@@ -12,25 +11,10 @@
 #include "key.h"
 #include "last_hop.h"
 #include "maps.h"
-#include "mss.h"
 #include "notice.h"
 #include "service.h"
-
-static __always_inline struct vm *vm_find(__u16 zone, const __u8 *mac)
-{
-	struct vm_key key = {.zone = zone};
-
-	mac_copy(key.mac, mac);
-	return bpf_map_lookup_elem(&vms, &key);
-}
-
-/* Id of the VM that has this MAC, 0 if none has. */
-static __always_inline __u32 vm_id(__u16 zone, const __u8 *mac)
-{
-	struct vm *vm = vm_find(zone, mac);
-
-	return vm ? vm->id : 0;
-}
+#include "transport.h"
+#include "vm.h"
 
 /*
  * Routed host: the frame is for the host's MAC. It is for a VM if the kernel would forward it to an
@@ -58,20 +42,6 @@ static __noinline int learn_routed(void *ctx, const struct packet *p, const stru
 	if (out && (out->role == ROLE_BRIDGE || (out->role == ROLE_TAP && out->zone == in->zone)))
 		return PARSED;
 	return REASON_NOT_FOR_VM;
-}
-
-/* Neither nobody's MAC nor the host's own. */
-static __always_inline bool source_is_other(const struct packet *p, const struct interface *in)
-{
-	return !mac_is_group(p->source) && !mac_is_zero(p->source) &&
-	       !mac_equal(p->source, in->mac) && !mac_equal(p->source, in->host_mac);
-}
-
-/* A routed host's frames come with its own MAC. */
-static __always_inline bool is_for_host_mac(const struct packet *p, const struct interface *in)
-{
-	return p->no_link_layer || mac_equal(p->destination, in->mac) ||
-	       mac_equal(p->destination, in->host_mac);
 }
 
 /*
@@ -484,75 +454,6 @@ static __noinline int learn_decrypted(struct packet *p, const struct interface *
 	WRITE_ONCE(flow->last_hop, reference);
 	decision_flow(d, flow);
 	return reference ? reason : why;
-}
-
-static __always_inline bool learn_clamps(const struct packet *p, const struct interface *in,
-					 int reason)
-{
-	return (p->tcp_flags & TCP_SYN) && (in->flags & INTERFACE_CLAMP_MSS) &&
-	       (reason == REASON_LEARN || reason == REASON_REFRESH || reason == REASON_RELEARN ||
-		reason == REASON_RESTART);
-}
-
-/*
- * Is the request for a VM whose tap sends replies back? Where a tap only observes, nothing may
- * change; nor for a VM that is not known yet: it may be behind such a tap.
- */
-static __always_inline bool is_for_enforced(void *ctx, const struct packet *p,
-					    const struct interface *in, __u32 deliver)
-{
-	struct vm *vm = vm_find(in->zone, p->destination);
-	__u32 number = vm_cell_number(deliver);
-	struct bpf_fib_lookup fib = {};
-	struct interface *tap = NULL;
-	struct vm_cell *cell;
-	long rc;
-
-	cell = bpf_map_lookup_elem(&vm_cells, &number);
-	if (cell) {
-		tap = interface_find(cell->ifindex);
-		return tap && tap->role == ROLE_TAP && tap->policy == POLICY_ENFORCE;
-	}
-
-	if (!vm && is_for_host_mac(p, in)) {
-		fib_ask(&fib, p, in, true);
-		rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
-		if (rc == BPF_FIB_LKUP_RET_SUCCESS)
-			vm = vm_find(in->zone, fib.dmac);
-		else if (rc != BPF_FIB_LKUP_RET_NO_NEIGH)
-			return false;
-		if (!vm)
-			tap = interface_find(fib.ifindex);
-	}
-	if (vm)
-		tap = interface_find(vm->ifindex);
-	return tap && tap->role == ROLE_TAP && tap->policy == POLICY_ENFORCE;
-}
-
-/* Lowers the MSS of a SYN to what fits the way back. Global, so that the verifier looks at it once.
- */
-__noinline int mss_clamp_request_skb(struct __sk_buff *skb, const struct packet *p,
-				     const struct interface *in, __u32 deliver)
-{
-	__u32 bound, at;
-
-	if (!p || !in)
-		return false;
-	bound = mss_bound(p, in->mtu);
-	at = mss_excess(skb, false, p, bound);
-	return at && is_for_enforced(skb, p, in, deliver) && mss_lower_skb(skb, p, at, bound);
-}
-
-__noinline int mss_clamp_request_xdp(struct xdp_md *ctx, const struct packet *p,
-				     const struct interface *in, __u32 deliver)
-{
-	__u32 bound, at;
-
-	if (!p || !in)
-		return false;
-	bound = mss_bound(p, in->mtu);
-	at = mss_excess(ctx, true, p, bound);
-	return at && is_for_enforced(ctx, p, in, deliver) && mss_lower_xdp(ctx, p, at, bound);
 }
 
 #endif

@@ -17,7 +17,7 @@
 #include "hook.h"
 #include "key.h"
 #include "mss.h"
-#include "reply.h"
+#include "reply_send.h"
 #include "service.h"
 
 #define RESET_HOP_LIMIT 64

@@ -4,6 +4,7 @@
 #define LASTHOP_TRANSPORT_H
 
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/tcp.h>
 #include "frame.h"
 

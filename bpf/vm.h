@@ -87,6 +87,22 @@ __noinline int vm_answers_for(__u32 owner, __u32 vm)
 	return cell && vm && cell->responses == vm;
 }
 
+static __always_inline struct vm *vm_find(__u16 zone, const __u8 *mac)
+{
+	struct vm_key key = {.zone = zone};
+
+	mac_copy(key.mac, mac);
+	return bpf_map_lookup_elem(&vms, &key);
+}
+
+/* Id of the VM that has this MAC, 0 if none has. */
+static __always_inline __u32 vm_id(__u16 zone, const __u8 *mac)
+{
+	struct vm *vm = vm_find(zone, mac);
+
+	return vm ? vm->id : 0;
+}
+
 /* Is the frame for this VM, but not addressed to its MAC? */
 __noinline int vm_is_missed(const struct packet *p, __u32 vm)
 {
