@@ -8,10 +8,18 @@ import { programFor } from "../kernel/attachment.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
 import type { InterfaceEntry, Tables } from "../tables/index.ts";
 import { hookChanges, hookSteps, type Progress } from "./hookSteps.ts";
-import { bridgeEntry, entryChanges, entryOf, macBytes, OTHER_HOOK, type WantedAt } from "./interfaceEntry.ts";
+import {
+  bridgeEntry,
+  entryChanges,
+  entryOf,
+  isGone,
+  macBytes,
+  OTHER_HOOK,
+  type WantedAt,
+} from "./interfaceEntry.ts";
 import { setState } from "./lastHopFacts.ts";
 import { countLastHops, type RemapTarget, remapLastHops } from "./lastHops.ts";
-import { isGone, type Observed, type ObservedInterface, type Surroundings } from "./observe.ts";
+import type { Observed, ObservedInterface, Surroundings } from "./observe.ts";
 import type { Step } from "./steps.ts";
 import { inZone, type KnownVm, newVms, removeVms, restoreVms, vmsOf } from "./vms.ts";
 import { xfrmChanges, xfrmSteps } from "./xfrmSteps.ts";

@@ -16,13 +16,11 @@ import {
 import { clsact } from "../libbpf/index.ts";
 import type { InterfaceEntry, Tables } from "../tables/index.ts";
 import { stateStep } from "./attachSteps.ts";
-import { bridgeEntry } from "./interfaceEntry.ts";
-import { isGone, type ObservedInterface, type StrayFilter, type Surroundings } from "./observe.ts";
+import { bridgeEntry, isGone } from "./interfaceEntry.ts";
+import type { ObservedInterface, StrayFilter, Surroundings } from "./observe.ts";
 import type { Step } from "./steps.ts";
 import { forgetVmsWithoutTap } from "./vms.ts";
 import { xfrmDetachSteps } from "./xfrmSteps.ts";
-
-export { isAttached } from "./observe.ts";
 
 const nothing = (): void => undefined;
 

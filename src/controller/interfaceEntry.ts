@@ -146,3 +146,13 @@ export function macBytes(link: Link): Buffer {
 function upper<T extends string>(word: T): Uppercase<T> {
   return word.toUpperCase() as Uppercase<T>;
 }
+
+/** Not a bridge that has an entry because of its ports. */
+export function isAttached(entry: { role: number }): boolean {
+  return entry.role === ROLE.UPLINK || entry.role === ROLE.TAP;
+}
+
+/** An uplink whose netdev is not there, and may return. */
+export function isGone(entry: { flags: number }): boolean {
+  return (entry.flags & INTERFACE_FLAG.GONE) !== 0;
+}

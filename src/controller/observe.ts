@@ -29,6 +29,7 @@ import { xfrmProgramIds } from "../kernel/xfrmObject.ts";
 import type { Device, InterfaceEntry, Tables } from "../tables/index.ts";
 import type { Guests } from "./desired.ts";
 import { type HostFacts, once } from "./hostFacts.ts";
+import { isAttached, isGone } from "./interfaceEntry.ts";
 import { type LabelStacks, readLabelStacks } from "./labelStacks.ts";
 import { type LastHopFacts, lastHopFacts, NO_LAST_HOPS } from "./lastHopFacts.ts";
 import { atOnce, type Pieces } from "./pieces.ts";
@@ -184,14 +185,6 @@ export function observe(
     devices: new Map([...tables.devices.entries()].map(([{ name }, device]) => [name, device])),
     specs: specs ?? atOnce(observeSpecs({ tables })),
   };
-}
-
-export function isAttached(entry: { role: number }): boolean {
-  return entry.role === ROLE.UPLINK || entry.role === ROLE.TAP;
-}
-
-export function isGone(entry: { flags: number }): boolean {
-  return (entry.flags & INTERFACE_FLAG.GONE) !== 0;
 }
 
 function programsOf(instance: Instance): Programs {

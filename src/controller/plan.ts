@@ -24,8 +24,9 @@ import {
 import { type Desired, type DesiredDevice, isAwaited } from "./desired.ts";
 import { deviceConflict, sameDevice } from "./devices.ts";
 import { type Failure, failure } from "./failure.ts";
+import { isGone } from "./interfaceEntry.ts";
 import { type LabelStackChanges, labelStackChanges, labelStackText } from "./labelStacks.ts";
-import { isGone, type Observed, type ObservedInterface, type StrayFilter } from "./observe.ts";
+import type { Observed, ObservedInterface, StrayFilter } from "./observe.ts";
 import { planServices, type ServiceAction } from "./servicePlan.ts";
 import type { Settings } from "./settings.ts";
 import type { TunnelAction } from "./tunnelPlan.ts";

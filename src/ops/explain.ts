@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What would happen to a reply now: the decisions of reply_tc in bpf/reply.h, in the same order, from the same
-// tables. What only the packet could tell (its TTL, its length) becomes a note.
+// What would happen to a reply now: the decisions of reply_tc in bpf/reply.h and bpf/reply_send.h, in the same order,
+// from the same tables. What only the packet could tell (its TTL, its length) becomes a note.
 
 import type { StructValue } from "../abi/codec.ts";
 import { FLOW_FLAG, INTERFACE_FLAG, LAST_HOP_KIND, POLICY, type REASON, ROLE } from "../abi/layout.gen.ts";
 import { REASON_INFO, type VerdictName } from "../abi/reasons.ts";
 import { formatMac, parseMac } from "../addresses.ts";
-import { isAttached } from "../controller/detach.ts";
+import { isAttached } from "../controller/interfaceEntry.ts";
 import { openInstance } from "../kernel/instance.ts";
 import { Netlink, NetlinkError } from "../kernel/netlink.ts";
 import type { Neighbour } from "../kernel/rtnetlink.ts";
@@ -17,7 +17,7 @@ import {
   type Resolution,
   Tables,
 } from "../tables/index.ts";
-import { explainDelivery } from "./explainService.ts";
+import type { Delivery } from "./explainService.ts";
 import { FlowView, lastHopPlace } from "./flowView.ts";
 import { findFlow } from "./tupleKeys.ts";
 import type { Explanation, OpContext, Tuple } from "./types.ts";
@@ -41,7 +41,7 @@ interface Situation {
 }
 
 /** Changes nothing. */
-export function explain(context: OpContext, tuple: Tuple, zone = 0): Explanation {
+export async function explain(context: OpContext, tuple: Tuple, zone = 0): Promise<Explanation> {
   using instance = openInstance(context.pinRoot);
   using netlink = new Netlink();
   const now = look(new Tables(instance), netlink, tuple, zone);
@@ -59,9 +59,16 @@ export function explain(context: OpContext, tuple: Tuple, zone = 0): Explanation
     verdict,
     reason: key.toLowerCase(),
     conclusion: conclude(now, key, verdict, text, host, route),
-    ...explainDelivery({ ...now, mac: now.vm?.mac, nameOf: (ifindex) => interfaceName(now, ifindex) }),
+    ...(await explainDelivery(now)),
     notes: now.notes,
   };
+}
+
+/** Where nothing is delivered, what would explain it is not loaded: the hot path asks no further either. */
+async function explainDelivery(now: Situation): Promise<Delivery> {
+  if (now.tables.control.get().vm_cells === 0) return { service: null, delivery: null };
+  const { explainService } = await import("./explainService.ts");
+  return explainService({ ...now, mac: now.vm?.mac, nameOf: (ifindex) => interfaceName(now, ifindex) });
 }
 
 function look(tables: Tables, netlink: Netlink, tuple: Tuple, zone: number): Situation {

@@ -24,10 +24,8 @@ export interface DeliveryQuestion {
   nameOf(ifindex: number): string;
 }
 
-export function explainDelivery(question: DeliveryQuestion): Delivery {
+export function explainService(question: DeliveryQuestion): Delivery {
   const { tables, flow } = question;
-  // The hot path asks no further either.
-  if (tables.control.get().vm_cells === 0) return { service: null, delivery: null };
   const view = new ServiceView(tables);
   const service = serviceOf(view, question);
   const flags = flow?.value.flags ?? 0;

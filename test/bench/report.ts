@@ -138,13 +138,14 @@ function rowCells(row: Row): string[] {
   const { value, baseline, comparison, target } = row;
   const sign = comparison?.kind === "ratio" ? "×" : "+";
   const against = comparison?.value;
+  const signed = (value: number): string => (value < 0 ? number(value) : `${sign}${number(value)}`);
   return [
     `  ${row.title}`,
     number(value.median),
     row.samples.length > 1 ? range(value) : "",
     baseline === undefined ? "" : number(baseline.value.median),
     baseline === undefined ? "" : baseline.title,
-    against === undefined ? "" : `${sign}${number(against.median)} (${range(against)})`,
+    against === undefined ? "" : `${signed(against.median)} (${range(against)})`,
     target === undefined
       ? ""
       : `${target.bound === "at_most" ? "≤" : "≥"} ${target.of === "comparison" ? sign : ""}${target.value.toLocaleString("en-GB")}`,

@@ -39,7 +39,13 @@ describe.each(["bridged", "routed"] as const)("explain on a %s host", (host) => 
   }
 
   it("nothing was learned yet", async () => {
-    expect(await explain()).toMatchObject({ flow: null, verdict: "pass", reason: "no_flow" });
+    expect(await explain()).toMatchObject({
+      flow: null,
+      verdict: "pass",
+      reason: "no_flow",
+      service: null,
+      delivery: null,
+    });
   });
 
   it("a reply is redirected to where the request came from", async () => {

@@ -219,7 +219,7 @@ describe("detach", () => {
 
 describe("status", () => {
   test("is three tables", async () => {
-    vi.mocked(status).mockReturnValue(STATUS);
+    vi.mocked(status).mockResolvedValue(STATUS);
     expect((await run("status")).stdout).toMatchInlineSnapshot(`
       "tables in /sys/fs/bpf/lasthop/v1-01234567, ABI v1-01234567
 
@@ -250,12 +250,12 @@ describe("status", () => {
       "3 services, 2 without a VM that is up; 9 VMs: 4 up, 2 drain, 2 down, 1 unknown",
     ],
   ])("counts services and VMs where there are some", async ({ services, vms }, line) => {
-    vi.mocked(status).mockReturnValue({ ...STATUS, services, vms: { ...STATUS.vms, ...vms } });
+    vi.mocked(status).mockResolvedValue({ ...STATUS, services, vms: { ...STATUS.vms, ...vms } });
     expect((await run("status")).stdout).toContain(`\n\n${line}\n\n`);
   });
 
   test("puts a bypass first", async () => {
-    vi.mocked(status).mockReturnValue({ ...STATUS, bypass: true, interfaces: [] });
+    vi.mocked(status).mockResolvedValue({ ...STATUS, bypass: true, interfaces: [] });
     const { stdout } = await run("status --pin-root /sys/fs/bpf/other");
     expect(stdout).toContain("BYPASS IS ON");
     expect(stdout).toContain("no interface is attached");
@@ -385,7 +385,7 @@ test("last-hops list is a table", async () => {
 
 describe("explain", () => {
   test("is facts and a conclusion", async () => {
-    vi.mocked(explain).mockReturnValue(EXPLANATION);
+    vi.mocked(explain).mockResolvedValue(EXPLANATION);
     const { stdout } = await run("explain tcp 198.51.100.7:40000 10.0.0.5:443 --zone 4");
     expect(stdout).toMatchInlineSnapshot(`
       "flow:         tcp 198.51.100.7:40000 -> 10.0.0.5:443, zone 4
@@ -402,7 +402,7 @@ describe("explain", () => {
   });
 
   test("has the service, the VM by its name, and what becomes of a request", async () => {
-    vi.mocked(explain).mockReturnValue({
+    vi.mocked(explain).mockResolvedValue({
       ...EXPLANATION,
       flow: flowEntry({ vm: "web1", flags: ["service"] }),
       service: { name: "www", policy: "maglev", on_vm_down: "reset", vms_up: 1, vms_total: 2 },
@@ -415,7 +415,7 @@ describe("explain", () => {
   });
 
   test("says that a guest behind a bridge decides", async () => {
-    vi.mocked(explain).mockReturnValue({ ...EXPLANATION, flow: null, route: null, host: "bridged" });
+    vi.mocked(explain).mockResolvedValue({ ...EXPLANATION, flow: null, route: null, host: "bridged" });
     const { stdout } = await run("explain icmp 2001:db8::7 2001:db8:1::5 4711");
     expect(stdout).toMatch(/^learned: +nothing$/m);
     expect(stdout).toMatch(/^route lookup: +the guest decides$/m);
