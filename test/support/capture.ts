@@ -195,6 +195,8 @@ export class Capture {
       "-E",
       "occurrence=a",
     ];
+    // What TCP carries here is nobody's protocol, though some of it looks like one that is malformed.
+    argv.push("-d", "tcp.port==1-65535,data");
     for (const option of OPTIONS) argv.push("-o", `${option}:TRUE`);
     for (const field of fields) argv.push("-e", field);
     const text = await must(argv, { input: Buffer.concat(this.#chunks) });
