@@ -5,6 +5,7 @@ import { z } from "zod";
 import {
   address,
   always,
+  asksSomebody,
   attempts,
   interfaceGlob,
   list,
@@ -96,11 +97,7 @@ export const device = z
   .refine(
     ...always(
       "probe",
-      ({ probe, addresses }) =>
-        typeof probe !== "object" ||
-        probe === null ||
-        (probe as { address?: unknown }).address !== undefined ||
-        !isEmpty(addresses),
+      ({ probe, addresses }) => asksSomebody(probe, !isEmpty(addresses)),
       "nobody to probe: give the probe an address, or the device addresses",
     ),
   );

@@ -70,6 +70,12 @@ export const attempts = (interval: number, timeout: number) => ({
   rise: whole(1, 100).default(2).describe("answers in a row that mean up"),
 });
 
+/** Whether a probe or a check says whom to ask, or there is somebody of its own; whatever type it has. */
+export function asksSomebody(asking: unknown, hasOwn: boolean): boolean {
+  const isEntry = typeof asking === "object" && asking !== null;
+  return hasOwn || !isEntry || (asking as { address?: unknown }).address !== undefined;
+}
+
 function isUnicast(text: string): boolean {
   const bytes = parseMac(text);
   return bytes !== undefined && (bytes[0]! & 1) === 0 && bytes.some((byte) => byte !== 0);

@@ -7,6 +7,7 @@ import { inPrefix, type Prefix, parsePrefix } from "../addresses.ts";
 import {
   address,
   always,
+  asksSomebody,
   attempts,
   list,
   mac,
@@ -144,11 +145,7 @@ export const vm = z
   .refine(
     ...always(
       "check",
-      ({ check, address }) =>
-        typeof check !== "object" ||
-        check === null ||
-        (check as { address?: unknown }).address !== undefined ||
-        address !== undefined,
+      ({ check, address }) => asksSomebody(check, address !== undefined),
       "nobody to ask: give the check an address, or the VM",
     ),
   );

@@ -16,6 +16,7 @@
 
 import { currentTick, joinLastHop, splitLastHop } from "../abi/codec.ts";
 import { ORIGIN } from "../abi/layout.gen.ts";
+import { append } from "../append.ts";
 import type { Netlink } from "../kernel/netlink.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
 import { vtepKey } from "../kernel/vxlanEntry.ts";
@@ -484,12 +485,6 @@ class Settlement {
     this.#counts.set(name, counts);
     return counts;
   }
-}
-
-function append<K, V>(lists: Map<K, V[]>, key: K, item: V): void {
-  const list = lists.get(key);
-  if (list) list.push(item);
-  else lists.set(key, [item]);
 }
 
 function plural(count: number, word: string): string {

@@ -27,6 +27,7 @@ import {
 } from "../tables/index.ts";
 import { sameTags } from "./deviceFleet.ts";
 import { settle } from "./deviceLastHops.ts";
+import { removeNamed, setNamed } from "./namedSteps.ts";
 import type { Surroundings } from "./observe.ts";
 import { atOnce } from "./pieces.ts";
 import type { Step } from "./steps.ts";
@@ -113,30 +114,12 @@ export function setDevice(
   name: string,
   device: DeviceInput,
 ): Step[] {
-  const old = tables.devices.get({ name });
-  return [
-    {
-      done: `device ${name}: ${old ? "changed" : "entered"}`,
-      do: () => tables.devices.set({ name }, withObserved(device, tables.devices.get({ name }))),
-      undo: () => {
-        if (old) tables.devices.set({ name }, old);
-        else tables.devices.delete({ name });
-      },
-    },
-  ];
+  return setNamed(tables.devices, `device ${name}`, name, (old) => withObserved(device, old));
 }
 
 /** Its last hops stay as learned ones, with settleDevices. */
 export function removeDevice({ tables }: Pick<Surroundings, "tables">, name: string): Step[] {
-  const old = tables.devices.get({ name });
-  if (!old) return [];
-  return [
-    {
-      done: `device ${name}: removed`,
-      do: () => void tables.devices.delete({ name }),
-      undo: () => tables.devices.set({ name }, old),
-    },
-  ];
+  return removeNamed(tables.devices, `device ${name}`, name);
 }
 
 /**

@@ -7,6 +7,7 @@
 import { CAUSE_NAMES, currentTick, DEVICE_STATE_NAMES, encode } from "../abi/codec.ts";
 import { CAUSE, DEVICE_STATE, PROBE_KIND } from "../abi/layout.gen.ts";
 import { parseMac } from "../addresses.ts";
+import { append } from "../append.ts";
 import { NEIGHBOUR_PROBE_SECONDS } from "../config/defaults.ts";
 import { type Instance, openInstance } from "../kernel/instance.ts";
 import { Netlink } from "../kernel/netlink.ts";
@@ -447,7 +448,7 @@ export class HealthMonitor {
 function byAddress(watches: Iterable<DeviceWatch>): Map<string, DeviceWatch[]> {
   const found = new Map<string, DeviceWatch[]>();
   for (const watch of watches) {
-    for (const address of watch.addresses) found.set(address, [...(found.get(address) ?? []), watch]);
+    for (const address of watch.addresses) append(found, address, watch);
   }
   return found;
 }

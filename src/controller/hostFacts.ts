@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the host says of itself, read once a reconcile.
 
+import { append } from "../append.ts";
 import { isHostNetns } from "../kernel/coexistence.ts";
 import { type LibvirtDomains, readDomains } from "../kernel/libvirt.ts";
 import type { Netlink } from "../kernel/netlink.ts";
@@ -43,14 +44,9 @@ export function hostFacts(sources: HostSources): HostFacts {
   const byIndex = new Map(sources.links.map((link) => [link.ifindex, link]));
   const vlans = new Map<number, Link[]>();
   const ports = new Map<number, Link[]>();
-  const add = (lists: Map<number, Link[]>, ifindex: number, link: Link): void => {
-    const list = lists.get(ifindex);
-    if (list) list.push(link);
-    else lists.set(ifindex, [link]);
-  };
   for (const link of sources.links) {
-    if (link.kind === "vlan" && link.lower !== null) add(vlans, link.lower, link);
-    if (link.master !== null) add(ports, link.master, link);
+    if (link.kind === "vlan" && link.lower !== null) append(vlans, link.lower, link);
+    if (link.master !== null) append(ports, link.master, link);
   }
   return {
     links: sources.links,

@@ -4,7 +4,7 @@
 import { randomInt } from "node:crypto";
 import { setMaxListeners } from "node:events";
 import { connect } from "node:net";
-import { isMappedIpv4 } from "../addresses.ts";
+import { inPrefix, isMappedIpv4 } from "../addresses.ts";
 import { PROBES_AT_ONCE } from "../config/defaults.ts";
 import { LasthopError } from "../errors.ts";
 import { type EchoReply, IcmpSocket } from "../kernel/icmp.ts";
@@ -85,11 +85,8 @@ export class Prober {
 
   /** Never rejects. */
   async probe(request: ProbeRequest): Promise<ProbeOutcome> {
-    if (request.source === null) {
-      const family = isMappedIpv4(request.target) ? "IPv4" : "IPv6";
-      return { kind: "unavailable", why: `${request.link.name} has no ${family} address to ask from` };
-    }
     const { source } = request;
+    if (source === null) return noSource(request);
     return await this.#places.during(async () => {
       const { closed } = this.#places;
       if (closed.aborted) return STOPPED;
@@ -206,6 +203,12 @@ function tcp(
   });
 }
 
+/** The host has no address to ask from. */
+export function noSource({ link, target }: Pick<ProbeRequest, "link" | "target">): ProbeOutcome {
+  const family = isMappedIpv4(target) ? "IPv4" : "IPv6";
+  return { kind: "unavailable", why: `${link.name} has no ${family} address to ask from` };
+}
+
 /** Returns how to be told no longer. */
 export function onAbort(signal: AbortSignal, tell: () => void): () => void {
   signal.addEventListener("abort", tell, { once: true });
@@ -240,18 +243,14 @@ export function sourceFor(target: Buffer, addresses: readonly Address[], ifindex
   const family = isMappedIpv4(target) ? 4 : 6;
   const own = addresses.filter((one) => one.ifindex === ifindex && one.family === family);
   const wanted = addressText(target);
-  const near = own.find(({ address, prefixLength }) => isWithin(target, address, prefixLength));
+  const near = own.find(({ address, prefixLength }) => {
+    const bits = family === 4 ? prefixLength + 96 : prefixLength;
+    return inPrefix({ family: 6, bytes: addressOctets(address), bits }, target);
+  });
   const scope = isLinkLocal(wanted);
   return (near ?? own.find(({ address }) => isLinkLocal(address) === scope) ?? own[0])?.address ?? null;
 }
 
 function isLinkLocal(address: string): boolean {
   return /^fe[89ab]/i.test(address);
-}
-
-function isWithin(target: Buffer, address: string, prefixLength: number): boolean {
-  const own = addressOctets(address);
-  const bits = isMappedIpv4(target) ? prefixLength + 96 : prefixLength;
-  const different = BigInt(`0x${target.toString("hex")}`) ^ BigInt(`0x${own.toString("hex")}`);
-  return different >> BigInt(128 - bits) === 0n;
 }

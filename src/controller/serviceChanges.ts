@@ -9,6 +9,7 @@
  */
 
 import { encode } from "../abi/codec.ts";
+import { ASSOCIATION_KEY, SERVICE } from "../abi/layout.gen.ts";
 import { linesOf } from "../tables/index.ts";
 import type { Pieces } from "./pieces.ts";
 import type { Row, Wanted, WantedService } from "./serviceModel.ts";
@@ -55,8 +56,7 @@ export interface RoomHints {
 
 /** Services between two pauses. */
 const SEVERAL = 64;
-const SERVICE_POOL_OFFSET = 0;
-const ASSOCIATION_SERVICE_OFFSET = 4;
+const { pool: POOL } = SERVICE.fields;
 
 /** `kept`: indices of services that nobody can read, which stay as they are. Moves the hints on. */
 export function* serviceChanges(
@@ -96,7 +96,7 @@ function* changeServices(
   for (const [count, service] of services.entries()) {
     if (count % SEVERAL === 0) yield;
     const before = observed.entries.get(service.index);
-    const old = before?.readUInt32LE(SERVICE_POOL_OFFSET) ?? 0;
+    const old = before?.readUInt32LE(POOL.offset) ?? 0;
     let pool = service.pool === null ? 0 : places.of(service.pool);
     if (pool === undefined) {
       changes.problems.push(`service ${service.name}: there is no room for its pool (E_SERVICE)`);
@@ -145,7 +145,7 @@ function addRemovals(
     if (!wanted.keys.has(hex) && !kept.has(value)) removed.keys.push(key);
   }
   for (const [hex, { key }] of observed.associations) {
-    const service = key.readUInt32LE(ASSOCIATION_SERVICE_OFFSET);
+    const service = key.readUInt32LE(ASSOCIATION_KEY.fields.service.offset);
     if (!wanted.associations.has(hex) && !kept.has(service)) removed.associations.push(key);
   }
   for (const index of observed.entries.keys()) if (!indices.has(index)) removed.services.push(index);
@@ -167,18 +167,8 @@ class PoolPlaces {
       lines.fill(1, line, line + count);
       if (digest !== null && !this.#byDigest.has(digest)) this.#byDigest.set(digest, index);
     }
-    this.#pools = new Room(pools, {
-      get: () => hints.pool,
-      set: (at) => {
-        hints.pool = at;
-      },
-    });
-    this.#lines = new Room(lines, {
-      get: () => hints.line,
-      set: (at) => {
-        hints.line = at;
-      },
-    });
+    this.#pools = new Room(pools, hints, "pool");
+    this.#lines = new Room(lines, hints, "line");
     this.#changes = changes;
   }
 
@@ -196,28 +186,25 @@ class PoolPlaces {
   }
 }
 
-interface Hint {
-  get(): number;
-  set(at: number): void;
-}
-
 /** Rows of an array of which some are taken. */
 class Room {
   readonly #taken: Uint8Array;
-  readonly #hint: Hint;
+  readonly #hints: RoomHints;
+  readonly #which: keyof RoomHints;
 
-  constructor(taken: Uint8Array, hint: Hint) {
+  constructor(taken: Uint8Array, hints: RoomHints, which: keyof RoomHints) {
     this.#taken = taken;
-    this.#hint = hint;
+    this.#hints = hints;
+    this.#which = which;
   }
 
   /** The first of so many in a row, from where the last ones were given out on; undefined if there are none. */
   take(count: number): number | undefined {
-    const from = Math.min(this.#hint.get(), this.#taken.length);
+    const from = Math.min(this.#hints[this.#which], this.#taken.length);
     const first = this.#find(count, from, this.#taken.length) ?? this.#find(count, 0, this.#taken.length);
     if (first === undefined) return undefined;
     this.#taken.fill(1, first, first + count);
-    this.#hint.set(first + count);
+    this.#hints[this.#which] = first + count;
     return first;
   }
 

@@ -7,6 +7,7 @@ import type { MemberConfig } from "../config/services.ts";
 import { linesOf } from "../tables/index.ts";
 import { type Backend, maglevSize, maglevTable, roundRobinOrder } from "./maglev.ts";
 import type { Pieces } from "./pieces.ts";
+import { PoolTargets } from "./poolTargets.ts";
 import type { SettledVm } from "./vmSettle.ts";
 
 /** Pools between two pauses. */
@@ -45,26 +46,16 @@ export interface Found {
 
 /** Who a pool's members are. */
 export class Members {
-  readonly #byName: ReadonlyMap<string, ModelVm>;
-  readonly #byLabel = new Map<string, ModelVm[]>();
+  readonly #targets: PoolTargets<ModelVm>;
   /** Many services have the same members. */
   readonly #found = new Map<string, Found>();
 
   constructor(vms: readonly ModelVm[]) {
-    this.#byName = new Map(vms.map((vm) => [vm.name, vm]));
-    for (const vm of vms) {
-      for (const label of vm.config.labels) {
-        const key = `${vm.zone} ${label}`;
-        const those = this.#byLabel.get(key);
-        if (those) those.push(vm);
-        else this.#byLabel.set(key, [vm]);
-      }
-    }
+    this.#targets = new PoolTargets(vms, ({ zone }) => zone);
   }
 
   get(zone: number, name: string): ModelVm | undefined {
-    const vm = this.#byName.get(name);
-    return vm?.zone === zone ? vm : undefined;
+    return this.#targets.of(zone, { vm: name })[0];
   }
 
   /** Each VM once: with the weight of its name, else with that of the first label. */
@@ -82,7 +73,7 @@ export class Members {
     }
     for (const { label, weight } of targets) {
       if (label === undefined) continue;
-      const those = this.#byLabel.get(`${zone} ${label}`) ?? [];
+      const those = this.#targets.of(zone, { label });
       for (const vm of those) weights.set(vm, weights.get(vm) ?? weight);
       if (those.length === 0) missing.push(`no VM of its zone has the label ${label}`);
     }

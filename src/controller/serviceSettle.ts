@@ -9,7 +9,13 @@
  */
 
 import { sizeOf } from "../abi/codec.ts";
-import { AFFINITY_KEY, ASSOCIATIONS_MAX, SERVICE, SERVICE_KEYS_MAX } from "../abi/layout.gen.ts";
+import {
+  AFFINITY_KEY,
+  ASSOCIATION_KEY,
+  ASSOCIATIONS_MAX,
+  SERVICE,
+  SERVICE_KEYS_MAX,
+} from "../abi/layout.gen.ts";
 import { linesOf, type TableMap, type Tables } from "../tables/index.ts";
 import type { Surroundings } from "./observe.ts";
 import { atOnce, type Pieces } from "./pieces.ts";
@@ -170,7 +176,9 @@ function* giveIndices(
         ...owners.keys(),
         ...entries.keys(),
         ...[...keys.values()].map(({ value }) => value),
-        ...[...associations.values()].map(({ key }) => key.readUInt32LE(4)),
+        ...[...associations.values()].map(({ key }) =>
+          key.readUInt32LE(ASSOCIATION_KEY.fields.service.offset),
+        ),
       ]);
       while (taken.has(next)) next++;
       if (next >= room.services) {

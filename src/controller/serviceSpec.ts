@@ -4,8 +4,8 @@
 
 import { decode, type StructInput, type StructName, sizeOf } from "../abi/codec.ts";
 import { SERVICE_SPEC, SERVICE_SPEC_BYTES, VM_SPEC, VM_SPEC_BYTES, VM_STATE } from "../abi/layout.gen.ts";
-import { mapIpv4, parseAddress, parseMac } from "../addresses.ts";
 import { type Parsed, parseService, parseVm, serviceText, vmText } from "../config/entries.ts";
+import { addressKey, macKey } from "../config/parts.ts";
 import { serviceOverlap } from "../config/serviceChecks.ts";
 import { answeringVm, type ServiceConfig, type VmConfig } from "../config/services.ts";
 import { LasthopError } from "../errors.ts";
@@ -17,6 +17,7 @@ import type {
   VmSpec,
   VmSpecInput,
 } from "../tables/index.ts";
+import { removeNamed, setNamed } from "./namedSteps.ts";
 import type { Surroundings } from "./observe.ts";
 import { atOnce, type Pieces } from "./pieces.ts";
 import type { Step } from "./steps.ts";
@@ -202,18 +203,7 @@ export function setVm(
   name: string,
   spec: StructInput<"vm_spec">,
 ): Step[] {
-  const { specs } = tables.guests;
-  const old = specs.get({ name });
-  return [
-    {
-      done: `VM ${name}: ${old ? "changed" : "entered"}`,
-      do: () => specs.set({ name }, withObserved(name, spec, specs.get({ name }))),
-      undo: () => {
-        if (old) specs.set({ name }, old);
-        else specs.delete({ name });
-      },
-    },
-  ];
+  return setNamed(tables.guests.specs, `VM ${name}`, name, (old) => withObserved(name, spec, old));
 }
 
 function withObserved(name: string, spec: VmSpecInput, old: VmSpec | undefined): VmSpecInput {
@@ -237,7 +227,7 @@ function configured(parsed: Parsed<VmConfig>, key: keyof VmConfig): string | und
 
 /** Its flows keep their way until a sweep finds none, with settleServices. */
 export function removeVm({ tables }: Pick<Surroundings, "tables">, name: string): Step[] {
-  return removeSpec(tables.guests.specs, `VM ${name}`, name);
+  return removeNamed(tables.guests.specs, `VM ${name}`, name);
 }
 
 /** VM_STATE.DRAIN, VM_STATE.DOWN, or VM_STATE.UNKNOWN to take the word back. */
@@ -262,41 +252,15 @@ export function setService(
   name: string,
   spec: StructInput<"service_spec">,
 ): Step[] {
-  const { specs } = tables.services;
-  const old = specs.get({ name });
-  return [
-    {
-      done: `service ${name}: ${old ? "changed" : "entered"}`,
-      do: () => specs.set({ name }, { ...spec, index: specs.get({ name })?.index ?? 0 }),
-      undo: () => {
-        if (old) specs.set({ name }, old);
-        else specs.delete({ name });
-      },
-    },
-  ];
+  return setNamed(tables.services.specs, `service ${name}`, name, (old) => ({
+    ...spec,
+    index: old?.index ?? 0,
+  }));
 }
 
 /** Its flows keep their VMs. */
 export function removeService({ tables }: Pick<Surroundings, "tables">, name: string): Step[] {
-  return removeSpec(tables.services.specs, `service ${name}`, name);
-}
-
-interface SpecTable<S> {
-  get(key: { name: string }): S | undefined;
-  set(key: { name: string }, spec: S): void;
-  delete(key: { name: string }): boolean;
-}
-
-function removeSpec<S>(specs: SpecTable<S>, object: string, name: string): Step[] {
-  const old = specs.get({ name });
-  if (!old) return [];
-  return [
-    {
-      done: `${object}: removed`,
-      do: () => void specs.delete({ name }),
-      undo: () => specs.set({ name }, old),
-    },
-  ];
+  return removeNamed(tables.services.specs, `service ${name}`, name);
 }
 
 // What goes together
@@ -316,10 +280,10 @@ export function vmClash(vm: VmEntry, others: Iterable<VmEntry>): string | null {
   for (const other of others) {
     if (other.name === vm.name || zoneOf(other) !== zoneOf(vm)) continue;
     const its = other.config;
-    if (config.mac !== undefined && same(config.mac, its.mac, parseMac)) {
+    if (config.mac !== undefined && same(config.mac, its.mac, macKey)) {
       return `${config.mac} is the VM ${other.name}'s`;
     }
-    if (config.address !== undefined && same(config.address, its.address, addressBytes)) {
+    if (config.address !== undefined && same(config.address, its.address, addressKey)) {
       return `${config.address} is the VM ${other.name}'s`;
     }
     if (config.tap !== undefined && config.tap === its.tap && !(isTold(config) && isTold(its))) {
@@ -334,16 +298,8 @@ function isTold({ mac, address }: VmConfig): boolean {
   return mac !== undefined || address !== undefined;
 }
 
-function same(a: string, b: string | undefined, read: (text: string) => Buffer | undefined): boolean {
-  if (b === undefined) return false;
-  const bytes = read(a);
-  const other = read(b);
-  return bytes !== undefined && other !== undefined && bytes.equals(other);
-}
-
-function addressBytes(text: string): Buffer | undefined {
-  const bytes = parseAddress(text);
-  return bytes?.length === 4 ? mapIpv4(bytes) : bytes;
+function same(a: string, b: string | undefined, key: (text: string) => string): boolean {
+  return b !== undefined && key(a) === key(b);
 }
 
 function zoneOf({ spec }: { spec: { zone?: number | undefined } }): number {

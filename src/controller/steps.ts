@@ -16,6 +16,12 @@ export class UndoError extends AggregateError {
   }
 }
 
+/** The steps, with `settle` after them; taken back, it is done last of all, when everything else is as it was. */
+export function settled(steps: readonly Step[], settle: () => void): Step[] {
+  const nothing = (): void => undefined;
+  return [{ done: null, do: nothing, undo: settle }, ...steps, { done: null, do: settle, undo: nothing }];
+}
+
 /** Runs the steps in order; when one fails, undoes those before it in reverse and throws its error. */
 export function runSteps(steps: readonly Step[]): string[] {
   const finished: Step[] = [];

@@ -9,7 +9,15 @@ import { LasthopError } from "../errors.ts";
 import type { Netlink } from "../kernel/netlink.ts";
 import { addressText } from "./devices.ts";
 import { askHttp } from "./httpCheck.ts";
-import { endpoints, Places, type ProbeOutcome, type ProbeRequest, Prober, STOPPED } from "./probes.ts";
+import {
+  endpoints,
+  noSource,
+  Places,
+  type ProbeOutcome,
+  type ProbeRequest,
+  Prober,
+  STOPPED,
+} from "./probes.ts";
 
 /** Between two looks at a neighbour that was asked for; the first ones follow closer. */
 const LOOK_MS = 100;
@@ -105,11 +113,6 @@ export class VmChecker {
     const protocol = isMappedIpv4(target) ? "ARP" : "neighbour discovery";
     return { kind: "failed", seconds: seconds(), why: `no answer to ${protocol}` };
   }
-}
-
-function noSource({ link, target }: CheckRequest): ProbeOutcome {
-  const family = isMappedIpv4(target) ? "IPv4" : "IPv6";
-  return { kind: "unavailable", why: `${link.name} has no ${family} address to ask from` };
 }
 
 /** Of `200` or `200-399`: the first and the last. */

@@ -3,6 +3,7 @@
 // seen, and where the hot path has seen a VM counts before what the host's tables know of it. Pure.
 
 import { formatMac, parseMac } from "../addresses.ts";
+import { append } from "../append.ts";
 import { addressKey } from "../config/parts.ts";
 import type { FdbEntry, Link, Neighbour } from "../kernel/rtnetlink.ts";
 import { isZero } from "../tables/index.ts";
@@ -207,12 +208,7 @@ function grouped<K, T>(read: () => readonly T[], keyOf: (item: T) => K): () => M
   return () => {
     if (groups) return groups;
     groups = new Map();
-    for (const item of read()) {
-      const key = keyOf(item);
-      const group = groups.get(key);
-      if (group) group.push(item);
-      else groups.set(key, [item]);
-    }
+    for (const item of read()) append(groups, keyOf(item), item);
     return groups;
   };
 }

@@ -2,6 +2,7 @@
 // The VMs that are followed: those that have an entry, found by name, by address, and by what a frame shows of them.
 
 import { parseMac } from "../addresses.ts";
+import { append } from "../append.ts";
 import { isZero } from "../tables/index.ts";
 import { type NamedVm, sameSpec } from "./serviceSpec.ts";
 import { vmKeyOf } from "./vmPlaces.ts";
@@ -86,11 +87,7 @@ export class VmRoster {
     this.#signs = new Set();
     for (const watch of this.#watches.values()) {
       const { address, spec, config } = watch;
-      if (address !== null) {
-        const same = this.#byAddress.get(address);
-        if (same) same.push(watch);
-        else this.#byAddress.set(address, [watch]);
-      }
+      if (address !== null) append(this.#byAddress, address, watch);
       if (!isZero(spec.mac)) this.#signs.add(vmKeyOf(spec.zone, spec.mac));
       if (config.mac !== undefined) this.#signs.add(vmKeyOf(spec.zone, parseMac(config.mac)!));
       else if (config.tap !== undefined) this.#signs.add(tapSign(spec.zone, config.tap));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where the host's IP stack sees VMs: on the bridge of their tap, on a VLAN interface of that, or on the tap itself.
 
+import { append } from "../append.ts";
 import type { Netlink } from "../kernel/netlink.ts";
 import type { Address, Link } from "../kernel/rtnetlink.ts";
 import type { Tables } from "../tables/index.ts";
@@ -34,8 +35,7 @@ export class VmStack {
     );
     this.#vlans = new Map();
     for (const { kind, lower, ifindex } of links) {
-      if (kind !== "vlan" || lower === null) continue;
-      this.#vlans.set(lower, [...(this.#vlans.get(lower) ?? []), ifindex]);
+      if (kind === "vlan" && lower !== null) append(this.#vlans, lower, ifindex);
     }
     this.#addresses = this.#netlink.addresses();
     this.#known.clear();

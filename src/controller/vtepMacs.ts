@@ -4,6 +4,7 @@
  * what stands there its own, on every uplink that is such a VXLAN device or has one beneath it.
  */
 
+import { append } from "../append.ts";
 import { VTEP_LAST_HOPS_PER_DEVICE } from "../config/defaults.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
 import { type VxlanEntry, vtepKey } from "../kernel/vxlanEntry.ts";
@@ -134,7 +135,7 @@ export function* placeVteps({ devices, uplinks, links, source }: PlaceAround): P
       for (const entries of source.entries(vxlan)) {
         for (const entry of entries) {
           const placed = place(entry, uplinks.get(ifindex)!, owner);
-          if (placed) add(own, entry.mac, placed);
+          if (placed) append(own, entry.mac, placed);
           if (++taken % SEVERAL === 0) yield;
         }
         yield;
@@ -158,12 +159,6 @@ function place(
     vtep: Buffer.from(vtep!, "hex"),
     vni: uplink.shared ? { source: sourceVni!, sent: vni ?? sourceVni! } : null,
   };
-}
-
-function add(lists: Map<string, VtepMac[]>, mac: string, placed: VtepMac): void {
-  const list = lists.get(mac);
-  if (list) list.push(placed);
-  else lists.set(mac, [placed]);
 }
 
 /** By uplink and VTEP. No two devices that may be on one uplink have the same VTEP. */

@@ -3,6 +3,7 @@
 
 import { ORIGIN_NAMES, VM_STATE_NAMES } from "../abi/codec.ts";
 import { VM_STATE } from "../abi/layout.gen.ts";
+import { type PoolTarget, PoolTargets } from "../controller/poolTargets.ts";
 import { type NamedService, type NamedVm, servicesInPieces } from "../controller/serviceSpec.ts";
 import { Family, Labels } from "./family.ts";
 import { CounterReader } from "./perCpu.ts";
@@ -69,44 +70,26 @@ export async function serviceFamilies(
   return [info, members];
 }
 
-type Target = NamedService["config"]["pool"][number];
-
 /** Many services have the same VMs: each pool is looked up once. */
 class Pools {
-  readonly #byName = new Map<string, NamedVm>();
-  /** `zone label` → */
-  readonly #byLabel = new Map<string, NamedVm[]>();
+  readonly #targets: PoolTargets<NamedVm>;
   readonly #known = new Map<string, number[]>();
 
   constructor(vms: readonly NamedVm[]) {
-    for (const vm of vms) {
-      this.#byName.set(vm.name, vm);
-      for (const label of vm.config.labels) {
-        const key = `${vm.spec.zone} ${label}`;
-        const same = this.#byLabel.get(key);
-        if (same) same.push(vm);
-        else this.#byLabel.set(key, [vm]);
-      }
-    }
+    this.#targets = new PoolTargets(vms, ({ spec }) => spec.zone);
   }
 
   /** How many of its VMs are in each of STATES. One of which nothing is known yet gets no flows: it counts as down. */
-  states(zone: number, pool: readonly Target[]): number[] {
+  states(zone: number, pool: readonly PoolTarget[]): number[] {
     const key = `${zone} ${JSON.stringify(pool)}`;
     let counts = this.#known.get(key);
     if (counts) return counts;
-    const members = new Set(pool.flatMap((target) => this.#targets(zone, target)));
+    const members = new Set(pool.flatMap((target) => this.#targets.of(zone, target)));
     counts = STATES.map(
       (state) => [...members].filter(({ spec }) => shownState(spec.state) === state).length,
     );
     this.#known.set(key, counts);
     return counts;
-  }
-
-  #targets(zone: number, { vm, label }: Target): readonly NamedVm[] {
-    if (label !== undefined) return this.#byLabel.get(`${zone} ${label}`) ?? [];
-    const named = vm === undefined ? undefined : this.#byName.get(vm);
-    return named ? [named] : [];
   }
 }
 

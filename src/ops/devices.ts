@@ -20,20 +20,21 @@ import {
   settleDevices,
   withObserved,
 } from "../controller/devices.ts";
+import type { Surroundings } from "../controller/observe.ts";
 import { atOnce } from "../controller/pieces.ts";
-import { runSteps, type Step } from "../controller/steps.ts";
+import { runSteps, type Step, settled } from "../controller/steps.ts";
 import { KernelVteps, placeVteps } from "../controller/vtepMacs.ts";
 import { LasthopError } from "../errors.ts";
 import { requireNotHeld } from "../kernel/holder.ts";
-import { type Instance, openInstance, withLock } from "../kernel/instance.ts";
+import { openInstance, withLock } from "../kernel/instance.ts";
 import { Netlink } from "../kernel/netlink.ts";
 import { requireCapabilities } from "../kernel/probe.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
-import { suggest } from "../suggest.ts";
 import { type Device, DeviceReader, deviceAddresses, isZero, Tables } from "../tables/index.ts";
 import { checkName, entryOf, specOf, whole } from "./deviceSpec.ts";
 import { roundIdle } from "./flowView.ts";
 import { lastHopEntries } from "./lastHops.ts";
+import { findNamed } from "./named.ts";
 import type {
   DeviceChange,
   DeviceDetails,
@@ -62,7 +63,7 @@ export function showDevice(context: OpContext, name: string): DeviceDetails {
   using instance = openInstance(context.pinRoot);
   using netlink = new Netlink();
   const tables = new Tables(instance);
-  const device = findDevice(tables, name);
+  const device = findNamed(tables.devices, "device", name);
   const links = netlink.links();
   const own = ownedBy(lastHopEntries(tables, links), name);
   const addresses = new Set(deviceAddresses(device).map(({ octets }) => addressText(octets)));
@@ -105,7 +106,7 @@ export async function setDeviceByHand(
 ): Promise<DeviceChange> {
   const attempt = `change the device ${name}`;
   return await changeDevice(context, attempt, async ({ tables }) => {
-    const old = findDevice(tables, name);
+    const old = findNamed(tables.devices, "device", name);
     requireOwn(context, old, attempt, name);
     return { name, entry: { ...entryOf(spec, old), origin: ORIGIN.MANUAL } };
   });
@@ -115,7 +116,7 @@ export async function setDeviceByHand(
 export async function removeDeviceByHand(context: OpContext, name: string): Promise<DeviceChange> {
   const attempt = `remove the device ${name}`;
   return await changing(context, attempt, ({ tables }) => {
-    requireOwn(context, findDevice(tables, name), attempt, name);
+    requireOwn(context, findNamed(tables.devices, "device", name), attempt, name);
     const [leaner] = [...tables.devices.entries()].find(
       ([, other]) => other.on_down === ON_DOWN.PEER && other.peer === name,
     ) ?? [undefined];
@@ -131,7 +132,7 @@ export async function removeDeviceByHand(context: OpContext, name: string): Prom
 /** The operator's word, until upDevice takes it back. A configured device obeys it too. */
 export async function downDevice(context: OpContext, name: string): Promise<DeviceChange> {
   return await changing(context, `take the device ${name} down`, ({ tables }) => {
-    const old = findDevice(tables, name);
+    const old = findNamed(tables.devices, "device", name);
     const changed = old.state === DEVICE_STATE.DOWN ? old.changed : currentTick();
     const down = { state: DEVICE_STATE.DOWN, cause: CAUSE.OPERATOR, operator_down: 1, changed };
     return { name, steps: [writeStep(tables, name, `device ${name}: taken down`, old, { ...old, ...down })] };
@@ -141,16 +142,10 @@ export async function downDevice(context: OpContext, name: string): Promise<Devi
 /** It is again what is observed of it. */
 export async function upDevice(context: OpContext, name: string): Promise<DeviceChange> {
   return await changing(context, `bring the device ${name} up`, ({ tables, netlink }) => {
-    const old = findDevice(tables, name);
+    const old = findNamed(tables.devices, "device", name);
     const up = observed({ tables, netlink }, { ...old, operator_down: 0 });
     return { name, steps: [writeStep(tables, name, `device ${name}: no longer held down`, old, up)] };
   });
-}
-
-interface Around {
-  instance: Instance;
-  tables: Tables;
-  netlink: Netlink;
 }
 
 interface NewEntry {
@@ -161,7 +156,7 @@ interface NewEntry {
 async function changeDevice(
   context: OpContext,
   attempt: string,
-  make: (around: Around) => Promise<NewEntry>,
+  make: (around: Surroundings) => Promise<NewEntry>,
 ): Promise<DeviceChange> {
   return await changing(context, attempt, async (around) => {
     const { tables } = around;
@@ -188,7 +183,7 @@ interface Change {
 async function changing(
   context: OpContext,
   attempt: string,
-  make: (around: Around) => Change | Promise<Change>,
+  make: (around: Surroundings) => Change | Promise<Change>,
 ): Promise<DeviceChange> {
   requireCapabilities(attempt, ["CAP_BPF", "CAP_NET_ADMIN"]);
   return await withLock(context.pinRoot, async () => {
@@ -197,22 +192,18 @@ async function changing(
     const tables = new Tables(instance);
     const around = { instance, tables, netlink };
     const { name, steps, entry } = await make(around);
-    let lines: string[] = [];
-    const settle: Step = {
+    const asked: Step = {
       done: null,
       do: () => {
         if (entry) tables.devices.set({ name }, entry);
-        lines = settleDevices(around);
       },
       undo: () => undefined,
     };
-    const resettle: Step = {
-      done: null,
-      do: () => undefined,
-      undo: () => void settleDevices(around),
+    let lines: string[] = [];
+    const settle = (): void => {
+      lines = settleDevices(around);
     };
-    // Taken back last of all, when the entries are as they were.
-    const done = runSteps([resettle, ...steps, settle]);
+    const done = runSteps(settled([...steps, asked], settle));
     const device = tables.devices.get({ name });
     return {
       name,
@@ -229,16 +220,6 @@ function writeStep(tables: Tables, name: string, done: string, old: Device, devi
     do: () => tables.devices.set({ name }, device),
     undo: () => tables.devices.set({ name }, old),
   };
-}
-
-function findDevice(tables: Tables, name: string): Device {
-  const device = name.length < 32 ? tables.devices.get({ name }) : undefined;
-  if (device) return device;
-  const names = [...tables.devices.keys()].map((key) => key.name);
-  const meant = suggest(name, names);
-  throw new LasthopError("E_NOT_FOUND", `there is no device ${JSON.stringify(name)}`, {
-    hint: meant === undefined ? "`lasthop devices list` shows them." : `Did you mean ${meant}?`,
-  });
 }
 
 function requireOwn({ pinRoot }: OpContext, device: Device, attempt: string, name: string): void {

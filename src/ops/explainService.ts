@@ -4,7 +4,8 @@
 
 import { currentTick } from "../abi/codec.ts";
 import { FLOW_FLAG, ON_VM_DOWN, SERVICE_KEY_BITS, VM_STATE } from "../abi/layout.gen.ts";
-import { inPrefix, mapIpv4, parseAddress, parsePrefix } from "../addresses.ts";
+import { inPrefix, parseAddress, parsePrefix } from "../addresses.ts";
+import { addressOctets } from "../controller/devices.ts";
 import type { NamedService, NamedVm } from "../controller/serviceSpec.ts";
 import type { Flow, Tables } from "../tables/index.ts";
 import { isUp, type Member, ServiceView, vmCause, vmState } from "./serviceView.ts";
@@ -51,15 +52,10 @@ function serviceOf(view: ServiceView, { tables, tuple, zone }: DeliveryQuestion)
       zone,
       proto: key!.proto,
       port,
-      address: octets(tuple.local_address),
+      address: addressOctets(tuple.local_address),
     });
   const index = look(key!.localPort) ?? look(0);
   return index === undefined ? undefined : view.services.find(({ spec }) => spec.index === index);
-}
-
-function octets(text: string): Buffer {
-  const bytes = parseAddress(text)!;
-  return bytes.length === 4 ? mapIpv4(bytes) : bytes;
 }
 
 function summary(view: ServiceView, service: NamedService): NonNullable<Explanation["service"]> {
@@ -182,7 +178,10 @@ function affineVm(
 ): NamedVm | undefined {
   const ticks = tables.services.entries.get(spec.index)?.affinity_ticks ?? 0;
   if (ticks === 0) return undefined;
-  const known = tables.services.affinities.get({ client: octets(tuple.remote_address), service: spec.index });
+  const known = tables.services.affinities.get({
+    client: addressOctets(tuple.remote_address),
+    service: spec.index,
+  });
   if (!known || ((currentTick() - known.last_seen) | 0) >= ticks) return undefined;
   return view.vms.find((vm) => vm.spec.id === known.vm && isUp(vm.spec));
 }

@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // A change of VMs or services by hand: under the lock, with pools and cells made so at once.
 
+import type { Surroundings } from "../controller/observe.ts";
 import { atOnce } from "../controller/pieces.ts";
 import { type Settled, settleServicesInPieces } from "../controller/serviceSettle.ts";
-import { runSteps, type Step } from "../controller/steps.ts";
-import { type Instance, openInstance, withLock } from "../kernel/instance.ts";
+import { runSteps, type Step, settled } from "../controller/steps.ts";
+import { openInstance, withLock } from "../kernel/instance.ts";
 import { Netlink } from "../kernel/netlink.ts";
 import { requireCapabilities } from "../kernel/probe.ts";
 import { Tables } from "../tables/index.ts";
 import type { OpContext } from "./types.ts";
-
-export interface Around {
-  instance: Instance;
-  tables: Tables;
-  netlink: Netlink;
-}
 
 /** What came of a change. */
 export interface Changed {
@@ -28,8 +23,8 @@ export interface Changed {
 export async function changeServices<T>(
   { pinRoot }: OpContext,
   attempt: string,
-  make: (around: Around) => Step[],
-  tell: (around: Around, changed: Changed) => T,
+  make: (around: Surroundings) => Step[],
+  tell: (around: Surroundings, changed: Changed) => T,
 ): Promise<T> {
   requireCapabilities(attempt, ["CAP_BPF", "CAP_NET_ADMIN"]);
   return await withLock(pinRoot, () => {
@@ -37,22 +32,12 @@ export async function changeServices<T>(
     using netlink = new Netlink();
     const around = { instance, tables: new Tables(instance), netlink };
     const steps = make(around);
-    let settled: Settled = { lines: [], problems: [] };
-    const settle: Step = {
-      done: null,
-      do: () => {
-        settled = atOnce(settleServicesInPieces(around));
-      },
-      undo: () => undefined,
+    let { lines, problems }: Settled = { lines: [], problems: [] };
+    const settle = (): void => {
+      ({ lines, problems } = atOnce(settleServicesInPieces(around)));
     };
-    // Taken back last of all, when the entries are as they were.
-    const resettle: Step = {
-      done: null,
-      do: () => undefined,
-      undo: () => void atOnce(settleServicesInPieces(around)),
-    };
-    const done = runSteps([resettle, ...steps, settle]);
-    return tell(around, { actions: [...done, ...settled.lines], problems: settled.problems });
+    const done = runSteps(settled(steps, settle));
+    return tell(around, { actions: [...done, ...lines], problems });
   });
 }
 

@@ -4,10 +4,8 @@
 import { type CheckedEntry, checkService, checkVm } from "../config/given.ts";
 import type { ServiceConfig, VmConfig } from "../config/schema.ts";
 import { type ErrorCode, LasthopError } from "../errors.ts";
-import { suggest } from "../suggest.ts";
 import type { ServiceSpecInput, VmSpecInput } from "./types.ts";
 
-const NAME_BYTES_MAX = 31;
 const ZONE_MAX = 0xffff;
 
 /** Its zone stands beside it, as a number. Throws E_USAGE for values that cannot be, E_VM for what does not go together. */
@@ -36,23 +34,4 @@ function entryOf<T>({ entry, problems }: CheckedEntry<T>, code: ErrorCode): T {
 export function checkZone(zone: number): number {
   if (Number.isInteger(zone) && zone >= 0 && zone <= ZONE_MAX) return zone;
   throw new LasthopError("E_USAGE", `a zone is a whole number from 0 to ${ZONE_MAX}, not ${zone}`);
-}
-
-interface Specs<S> {
-  get(key: { name: string }): S | undefined;
-  keys(): Iterable<{ name: string }>;
-}
-
-/** Throws E_NOT_FOUND, with the name that was probably meant. */
-export function findSpec<S>(specs: Specs<S>, what: "VM" | "service", name: string): S {
-  const spec = Buffer.byteLength(name) <= NAME_BYTES_MAX ? specs.get({ name }) : undefined;
-  if (spec) return spec;
-  const meant = suggest(
-    name,
-    [...specs.keys()].map((key) => key.name),
-  );
-  const list = what === "VM" ? "vms" : "services";
-  throw new LasthopError("E_NOT_FOUND", `there is no ${what} ${JSON.stringify(name)}`, {
-    hint: meant === undefined ? `\`lasthop ${list} list\` shows them.` : `Did you mean ${meant}?`,
-  });
 }

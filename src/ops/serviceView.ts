@@ -5,7 +5,9 @@
 import { CAUSE_NAMES, VM_STATE_NAMES } from "../abi/codec.ts";
 import { CAUSE, ROLE, VM_STATE } from "../abi/layout.gen.ts";
 import { formatMac } from "../addresses.ts";
+import { append } from "../append.ts";
 import type { CheckConfig, VmConfig } from "../config/schema.ts";
+import { type PoolTarget, PoolTargets } from "../controller/poolTargets.ts";
 import { type NamedService, type NamedVm, readServices, readVms } from "../controller/serviceSpec.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
 import { isZero, type Tables, type VmSpec } from "../tables/index.ts";
@@ -21,17 +23,13 @@ export interface Member {
   weight: number;
 }
 
-type Target = { vm?: string | undefined; label?: string | undefined };
-
 /** Who is in whose pool. */
 export class ServiceView {
   readonly vms: readonly NamedVm[];
   readonly services: readonly NamedService[];
   /** Entries that cannot be read. */
   readonly broken: { vms: readonly Broken[]; services: readonly Broken[] };
-  readonly #byName: ReadonlyMap<string, NamedVm>;
-  /** `zone label` → */
-  readonly #byLabel = new Map<string, NamedVm[]>();
+  readonly #targets: PoolTargets<NamedVm>;
   #users: Map<string, string[]> | undefined;
 
   constructor(tables: Pick<Tables, "guests" | "services">) {
@@ -40,26 +38,16 @@ export class ServiceView {
     this.vms = vms;
     this.services = read.services;
     this.broken = { vms: broken, services: read.broken };
-    this.#byName = new Map(vms.map((vm) => [vm.name, vm]));
-    for (const vm of vms) {
-      for (const label of new Set(vm.config.labels)) {
-        const key = `${vm.spec.zone} ${label}`;
-        const same = this.#byLabel.get(key);
-        if (same) same.push(vm);
-        else this.#byLabel.set(key, [vm]);
-      }
-    }
+    this.#targets = new PoolTargets(vms, ({ spec }) => spec.zone);
   }
 
   vm(name: string): NamedVm | undefined {
-    return this.#byName.get(name);
+    return this.#targets.get(name);
   }
 
   /** Those that a member of a pool or an association names. */
-  targets({ vm, label }: Target, zone: number): readonly NamedVm[] {
-    if (label !== undefined) return this.#byLabel.get(`${zone} ${label}`) ?? [];
-    const found = vm === undefined ? undefined : this.#byName.get(vm);
-    return found?.spec.zone === zone ? [found] : [];
+  targets(target: PoolTarget, zone: number): readonly NamedVm[] {
+    return this.#targets.of(zone, target);
   }
 
   /** Each VM once: by its name before any label, by a label before the ones that follow. */
@@ -88,9 +76,7 @@ export class ServiceView {
       const { pool, associations } = service.config;
       const targets = [...pool, ...associations].flatMap((target) => this.targets(target, service.spec.zone));
       for (const name of new Set(targets.map((vm) => vm.name))) {
-        const own = users.get(name);
-        if (own) own.push(service.name);
-        else users.set(name, [service.name]);
+        append(users, name, service.name);
       }
     }
     return users;

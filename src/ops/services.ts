@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { ORIGIN, SERVICES_MAX, VM_STATE } from "../abi/layout.gen.ts";
+import type { Surroundings } from "../controller/observe.ts";
 import {
   type NamedService,
   removeService as removeSteps,
@@ -12,8 +13,9 @@ import { LasthopError } from "../errors.ts";
 import { requireNotHeld } from "../kernel/holder.ts";
 import { openInstance } from "../kernel/instance.ts";
 import { Tables } from "../tables/index.ts";
-import { type Around, type Changed, changeServices, problemsOf } from "./serviceChange.ts";
-import { checkZone, findSpec, serviceConfigOf } from "./serviceSpecs.ts";
+import { findNamed } from "./named.ts";
+import { type Changed, changeServices, problemsOf } from "./serviceChange.ts";
+import { checkZone, serviceConfigOf } from "./serviceSpecs.ts";
 import { isUp, type Member, ServiceView, vmCause, vmState } from "./serviceView.ts";
 import type {
   AssociationEntry,
@@ -38,7 +40,7 @@ export function listServices(context: OpContext): ServiceEntry[] {
 export function showService(context: OpContext, name: string): ServiceDetails {
   using instance = openInstance(context.pinRoot);
   const tables = new Tables(instance);
-  findSpec(tables.services.specs, "service", name);
+  findNamed(tables.services.specs, "service", name);
   const view = new ServiceView(tables);
   const service = view.services.find((one) => one.name === name);
   if (service) return serviceDetails(tables, view, service);
@@ -58,7 +60,7 @@ export async function addService(
   const attempt = `add the service ${name}`;
   const config = serviceConfigOf(name, spec);
   const zone = checkZone(spec.zone ?? 0);
-  const make = ({ tables }: Around) => {
+  const make = ({ tables }: Surroundings) => {
     const { specs } = tables.services;
     if (specs.get({ name })) {
       throw new LasthopError("E_SERVICE", `there is a service ${name} already`, {
@@ -87,8 +89,8 @@ export async function addService(
 /** Its flows stay with their VMs. Throws E_NOT_FOUND, E_HELD. */
 export async function removeService(context: OpContext, name: string): Promise<ServiceChange> {
   const attempt = `remove the service ${name}`;
-  const make = ({ tables }: Around) => {
-    const spec = findSpec(tables.services.specs, "service", name);
+  const make = ({ tables }: Surroundings) => {
+    const spec = findNamed(tables.services.specs, "service", name);
     if (spec.origin === ORIGIN.CONFIG) requireNotHeld(context.pinRoot, attempt, `services.${name}`);
     return removeSteps({ tables }, name);
   };

@@ -4,6 +4,7 @@ import { currentTick, idleSeconds, VM_STATE_NAMES } from "../abi/codec.ts";
 import { HOOK, ORIGIN, ROLE, VM_FLAG, VM_SPECS_MAX, VM_STATE } from "../abi/layout.gen.ts";
 import { formatMac } from "../addresses.ts";
 import { answeringVm, type VmConfig } from "../config/services.ts";
+import type { Surroundings } from "../controller/observe.ts";
 import {
   type NamedVm,
   removeVm as removeSteps,
@@ -19,8 +20,9 @@ import { Netlink } from "../kernel/netlink.ts";
 import type { Link } from "../kernel/rtnetlink.ts";
 import { isZero, Tables, type VmSpec } from "../tables/index.ts";
 import { roundIdle } from "./flowView.ts";
-import { type Around, type Changed, changeServices, problemsOf } from "./serviceChange.ts";
-import { checkZone, findSpec, vmConfigOf } from "./serviceSpecs.ts";
+import { findNamed } from "./named.ts";
+import { type Changed, changeServices, problemsOf } from "./serviceChange.ts";
+import { checkZone, vmConfigOf } from "./serviceSpecs.ts";
 import { ServiceView, vmCause, vmPlace, vmState, whyNotUp } from "./serviceView.ts";
 import type { OpContext, VmChange, VmDetails, VmEntry, VmSpecInput } from "./types.ts";
 
@@ -37,7 +39,7 @@ export function showVm(context: OpContext, name: string): VmDetails {
   using instance = openInstance(context.pinRoot);
   using netlink = new Netlink();
   const tables = new Tables(instance);
-  findSpec(tables.guests.specs, "VM", name);
+  findNamed(tables.guests.specs, "VM", name);
   const known = look(tables, netlink);
   return vmDetails(known, soundVm(known.view, name));
 }
@@ -47,7 +49,7 @@ export async function addVm(context: OpContext, name: string, spec: VmSpecInput)
   const attempt = `add the VM ${name}`;
   const config = vmConfigOf(name, spec);
   const asked = spec.zone === undefined ? undefined : checkZone(spec.zone);
-  const make = ({ tables }: Around) => {
+  const make = ({ tables }: Surroundings) => {
     const { specs } = tables.guests;
     if (specs.get({ name })) {
       throw new LasthopError("E_VM", `there is a VM ${name} already`, {
@@ -72,8 +74,8 @@ export async function addVm(context: OpContext, name: string, spec: VmSpecInput)
 /** Its flows stay with it. Throws E_NOT_FOUND, E_VM if a service or another VM names it, E_HELD. */
 export async function removeVm(context: OpContext, name: string): Promise<VmChange> {
   const attempt = `remove the VM ${name}`;
-  const make = ({ tables }: Around) => {
-    const spec = findSpec(tables.guests.specs, "VM", name);
+  const make = ({ tables }: Surroundings) => {
+    const spec = findNamed(tables.guests.specs, "VM", name);
     if (spec.origin === ORIGIN.CONFIG) requireNotHeld(context.pinRoot, attempt, `vms.${name}`);
     const use = useOf(new ServiceView(tables), name);
     if (use !== null) {
@@ -102,14 +104,14 @@ export async function upVm(context: OpContext, name: string): Promise<VmChange> 
 }
 
 function command(context: OpContext, name: string, word: number, attempt: string): Promise<VmChange> {
-  const make = ({ tables }: Around) => {
-    findSpec(tables.guests.specs, "VM", name);
+  const make = ({ tables }: Surroundings) => {
+    findNamed(tables.guests.specs, "VM", name);
     return setOperatorState({ tables }, name, word);
   };
   return changeServices(context, attempt, make, (around, changed) => vmChange(around, name, changed));
 }
 
-function vmChange({ tables }: Around, name: string, { actions }: Changed): VmChange {
+function vmChange({ tables }: Surroundings, name: string, { actions }: Changed): VmChange {
   const spec = tables.guests.specs.get({ name });
   return { name, state: spec ? vmState(spec) : null, cause: spec ? vmCause(spec) : null, actions };
 }
@@ -143,7 +145,12 @@ function useOf(view: ServiceView, name: string): string | null {
 }
 
 /** What is no error, but keeps frames from it. */
-function warnOfPlace(context: OpContext, { tables, netlink }: Around, name: string, changed: Changed): void {
+function warnOfPlace(
+  context: OpContext,
+  { tables, netlink }: Surroundings,
+  name: string,
+  changed: Changed,
+): void {
   const known = look(tables, netlink);
   const vm = known.view.vm(name);
   if (!vm) return;

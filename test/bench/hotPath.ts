@@ -14,6 +14,7 @@ import {
   NEW_REMOTE_BASE,
   ProgramRuns,
   type RunEffort,
+  UNKNOWN_MAC,
 } from "./programRuns.ts";
 import type { Report, Target } from "./report.ts";
 
@@ -23,7 +24,6 @@ export interface Effort extends RunEffort {
 
 type Reason = NonNullable<Case["reason"]>;
 
-const UNKNOWN_MAC = "02:00:be:ff:ff:ff";
 const AT_MOST_75: Target = { of: "comparison", bound: "at_most", value: 75 };
 
 export class HotPath {

@@ -48,6 +48,8 @@ export interface RunEffort {
 
 /** Flows of remotes from here on are nobody's yet. */
 export const NEW_REMOTE_BASE = "11.0.0.0";
+/** Nobody's. */
+export const UNKNOWN_MAC = "02:00:be:ff:ff:ff";
 const PROBE = 1000;
 const SLOTS = 8;
 

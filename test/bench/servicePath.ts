@@ -15,6 +15,7 @@ import {
   NEW_REMOTE_BASE,
   ProgramRuns,
   type RunEffort,
+  UNKNOWN_MAC,
 } from "./programRuns.ts";
 import type { Report, Target } from "./report.ts";
 import { DISTRIBUTED, ServiceEntries, SINGLE } from "./serviceEntries.ts";
@@ -31,7 +32,6 @@ const SETTLING_MS = 100;
 const STILL = new Int32Array(new SharedArrayBuffer(4));
 const HOOKS: readonly Hook[] = ["xdp", "tc"];
 const NAME = { xdp: "XDP", tc: "TC" } as const;
-const UNKNOWN_MAC = "02:00:be:ff:ff:ff";
 const AT_MOST_40: Target = { of: "comparison", bound: "at_most", value: 40 };
 
 export async function measureServicePath(

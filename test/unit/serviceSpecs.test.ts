@@ -4,7 +4,8 @@
 
 import { describe, expect, test } from "vitest";
 import { LasthopError } from "../../src/errors.ts";
-import { checkZone, findSpec, serviceConfigOf, vmConfigOf } from "../../src/ops/serviceSpecs.ts";
+import { findNamed } from "../../src/ops/named.ts";
+import { checkZone, serviceConfigOf, vmConfigOf } from "../../src/ops/serviceSpecs.ts";
 import type { ServiceSpecInput, VmSpecInput } from "../../src/ops/types.ts";
 
 /** Whatever types say: an API may be given anything. */
@@ -172,15 +173,15 @@ test("who is not there gets the name that was probably meant", () => {
     get: ({ name }: { name: string }) => (name === "web1" ? 1 : undefined),
     keys: () => [{ name: "web1" }, { name: "fw" }],
   };
-  expect(findSpec(specs, "VM", "web1")).toBe(1);
-  expect(refusal(() => findSpec(specs, "VM", "wbe1"))).toEqual({
+  expect(findNamed(specs, "VM", "web1")).toBe(1);
+  expect(refusal(() => findNamed(specs, "VM", "wbe1"))).toEqual({
     code: "E_NOT_FOUND",
     message: 'there is no VM "wbe1"',
     hint: "Did you mean web1?",
   });
-  expect(refusal(() => findSpec(specs, "service", "other"))).toMatchObject({
+  expect(refusal(() => findNamed(specs, "service", "other"))).toMatchObject({
     hint: "`lasthop services list` shows them.",
   });
   // Longer than a key has room for.
-  expect(refusal(() => findSpec(specs, "VM", "é".repeat(16)))).toMatchObject({ code: "E_NOT_FOUND" });
+  expect(refusal(() => findNamed(specs, "VM", "é".repeat(16)))).toMatchObject({ code: "E_NOT_FOUND" });
 });

@@ -4,6 +4,7 @@
 import { HOOK_NAMES } from "../../abi/codec.ts";
 import { REASON, ROLE, VM_STATE } from "../../abi/layout.gen.ts";
 import { inPrefix, parseAddress, parsePrefix } from "../../addresses.ts";
+import { append } from "../../append.ts";
 import type { NamedService } from "../../controller/serviceSpec.ts";
 import type { Address, Link } from "../../kernel/rtnetlink.ts";
 import type { InterfaceEntry, Tables } from "../../tables/index.ts";
@@ -189,9 +190,7 @@ export function zoneCheck({ view, tables, attached }: Omit<ServicesAround, "addr
   }
   if (serving.size === 0) return ok("no VM of a service");
   const behind = new Map<number, number[]>();
-  for (const [, { id, ifindex }] of tables.vms.entries()) {
-    behind.set(ifindex, [...(behind.get(ifindex) ?? []), id]);
-  }
+  for (const [, { id, ifindex }] of tables.vms.entries()) append(behind, ifindex, id);
   const found = attached.flatMap((tap) => {
     const ids = behind.get(tap.ifindex) ?? [];
     const others = [...serving.values()].filter(({ zone }) => zone === tap.zone);
