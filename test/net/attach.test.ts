@@ -496,14 +496,17 @@ describe("an interface that comes back under its name", () => {
 });
 
 describe("on a bridge", () => {
-  beforeAll(() =>
-    host.ip(
+  beforeAll(async () => {
+    // What is behind the ports speaks when it is told to, and not of its own accord.
+    const peers = ["wan-peer", "tap-peer"].map((name) => `net.ipv6.conf.${name}.disable_ipv6=1`);
+    await host.must(["sysctl", "-qw", ...peers]);
+    await host.ip(
       "link add br0 address 02:00:00:00:00:b0 type bridge",
       "link set br0 up",
       "link set wan master br0",
       "link set tap master br0",
-    ),
-  );
+    );
+  });
   afterAll(() => host.ip("link del br0"));
 
   it("a tap brings the bridge into the table until the last one goes", async () => {
@@ -520,8 +523,8 @@ describe("on a bridge", () => {
   });
 
   it("a tap's VMs are known from the bridge, but not the bridge's own addresses", async () => {
-    await host.must(["bridge", "fdb", "add", "52:54:00:00:00:01", "dev", "tap", "master", "static"]);
-    await host.must(["bridge", "fdb", "add", "52:54:00:00:00:02", "dev", "wan", "master", "static"]);
+    await host.must(["bridge", "fdb", "replace", "52:54:00:00:00:01", "dev", "tap", "master", "static"]);
+    await host.must(["bridge", "fdb", "replace", "52:54:00:00:00:02", "dev", "wan", "master", "static"]);
     const result = await lasthop.attach("tap", "tap", { zone: 6 });
     expect(result.actions.join()).toMatch(/\d VMs? known/);
     const vms = await knownVms();
